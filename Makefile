@@ -1,0 +1,47 @@
+# The only set-up there is: `make up` on a fresh machine with Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP_SERVER := .make/server
+STAMP_DEV := .make/dev
+
+.PHONY: up down test lint bench protos clean
+
+up: $(STAMP_SERVER)
+	$(BIN)/slice up
+	$(BIN)/slice run smollm2 "Say hello to a new user of Slice in one short sentence."
+
+down:
+	$(BIN)/slice down
+
+test: $(STAMP_DEV) lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP_DEV)
+	$(BIN)/python -m bench
+
+# Regenerates the checked-in gRPC stubs.
+protos: $(STAMP_DEV)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		protos/slice/node/v1/node.proto protos/slice/routes/v1/routes.proto
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP_SERVER): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[server]'
+	@mkdir -p .make && touch $@
+
+$(STAMP_DEV): $(STAMP_SERVER)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
+	@mkdir -p .make && touch $@
+
+clean:
+	rm -rf $(VENV) .make build *.egg-info

