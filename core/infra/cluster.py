@@ -16,6 +16,8 @@ from core.errors import Failure
 
 BLOCK_FORMAT = 1
 PORTS_PER_CLUSTER = 100
+SECRETS = ("operator_token", "node_token", "door_token", "key_pepper", "engine_seed", "ray_token")
+"""Secrets made at first start; `api_key` joins them when `slice up` has minted the first key."""
 _SUN_PATH_MAX = 107  # sockaddr_un.sun_path, unix(7)
 _LONGEST_TAIL = 72  # Ray's "/ray/session_<26 characters>_<pid>/sockets/plasma_store"
 
@@ -93,7 +95,7 @@ class ClusterBlock:
         return f"http://{self.host}:{self.door_port}/v1"
 
     def secret_file(self, name: str) -> Path:
-        """Return the 0600 file of one secret: operator_token, node_token, door_token, key_pepper, engine_seed, ray_token, api_key."""
+        """Return the 0600 file of one secret (`SECRETS` names them)."""
         return self.data_dir / "secrets" / name
 
     def port(self, offset: int) -> int:
