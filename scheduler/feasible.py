@@ -1,0 +1,214 @@
+"""Which devices could take one more replica, and why each of the other nodes cannot.
+
+In: a deployment, the nodes, the ledger of what is promised. Out: `Choices` with candidates and per-node reasons, or the
+one `Refusal` that sums the reasons up. Called by `scheduler.plan`. Does not rank.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from core.devices import DeviceKind
+from core.ids import DeviceId, NodeId
+from core.states import NodeState
+from core.units import text_from_bytes, text_from_seconds
+from scheduler.footprint import Ledger
+from scheduler.outcome import NodeReason, Refusal
+from scheduler.snapshot import DeploymentView, DeviceView, NodeView
+
+NODE_READY = "node_ready"
+NODE_UNCORDONED = "node_uncordoned"
+ENGINE_USABLE = "engine_usable"
+MEMORY_FREED = "memory_freed"
+DEPLOYMENT_CHANGED = "deployment_changed"
+"""Kinds of events that cure refusals; shown to people, so that they know what is waited for."""
+
+Freed = Mapping[tuple[NodeId, DeviceId], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One device that has room: `left_bytes` may still be promised after this replica."""
+
+    node: NodeView
+    device: DeviceView
+    left_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Every device with room, and of the nodes without one the filter that dropped them (its number) and why."""
+
+    candidates: tuple[Candidate, ...]
+    dropped: tuple[tuple[int, NodeReason], ...]
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether some node was dropped for nothing but its memory."""
+        return any(stage == _MEMORY for stage, _ in self.dropped)
+
+
+# The filters in their order; a node is named with the first that drops it.
+_SILENT, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(6)
+
+
+def silence(node: NodeView) -> str:
+    """Return why a node that is not ready cannot be used, e.g. `has not been heard of for 9 s`; empty when it can."""
+    if node.state is NodeState.READY:
+        return ""
+    if node.state is NodeState.OFFLINE:
+        return f"said goodbye {_ago(node.silent_s)} ago"
+    return f"has not been heard of for {_ago(node.silent_s)}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{max(0, int(seconds))} s" if seconds < 120 else text_from_seconds(seconds)
+
+
+def choices(
+    deployment: DeploymentView,
+    need_bytes: int,
+    nodes: Sequence[NodeView],
+    ledger: Ledger,
+    *,
+    failed_on: frozenset[NodeId],
+    freed: Freed | None = None,
+) -> Choices:
+    """Return where a replica of `need_bytes` fits, thinking the bytes of `freed` free already."""
+    candidates: list[Candidate] = []
+    dropped: list[tuple[int, NodeReason]] = []
+    for node in nodes:
+        found = _plain_reason(deployment, node, failed_on)
+        if found is None:
+            fitting, found = _fitting(deployment, need_bytes, node, ledger, freed or {})
+            candidates += fitting
+        if found is not None:
+            dropped.append((found[0], NodeReason(node_id=node.node_id, name=node.name, reason=found[1])))
+    return Choices(candidates=tuple(candidates), dropped=tuple(dropped))
+
+
+def _plain_reason(deployment: DeploymentView, node: NodeView, failed_on: frozenset[NodeId]) -> tuple[int, str] | None:
+    if silent := silence(node):
+        return _SILENT, silent
+    if node.is_cordoned:
+        return _CORDONED, "is cordoned"
+    if node.node_id in failed_on:
+        return _FAILED, "has failed to run it already"
+    kinds = node.engines.get(deployment.engine)
+    if kinds is None:
+        reason = node.engine_reasons.get(deployment.engine, "")
+        return _ENGINE, f"cannot run {deployment.engine}" + (f": {reason}" if reason else "")
+    if not any(device.kind in kinds for device in node.devices):
+        names = " or ".join(sorted(kind.value for kind in kinds)) or "known"
+        return _DEVICE, f"has no {names} device for {deployment.engine}"
+    return None
+
+
+def _fitting(
+    deployment: DeploymentView, need_bytes: int, node: NodeView, ledger: Ledger, freed: Freed
+) -> tuple[list[Candidate], tuple[int, str] | None]:
+    kinds = node.engines[deployment.engine]
+    here = {device_id: count for (node_id, device_id), count in freed.items() if node_id == node.node_id}
+    fitting: list[Candidate] = []
+    best: tuple[int, DeviceView] | None = None
+    for device in node.devices:
+        if device.kind not in kinds:
+            continue
+        room = ledger.promisable_bytes(node, device, here)
+        if room >= need_bytes:
+            fitting.append(Candidate(node=node, device=device, left_bytes=room - need_bytes))
+        elif best is None or room > best[0]:
+            best = (room, device)
+    if fitting or best is None:
+        return fitting, None
+    room, device = best
+    where = "memory" if device.kind is DeviceKind.CPU else f"device {device.device_id}"
+    text = f"needs {text_from_bytes(need_bytes)}, {text_from_bytes(room)} of {text_from_bytes(device.total_bytes)}"
+    return [], (_MEMORY, f"has too little room: it {text} of {where} can be promised")
+
+
+def refusal_before_nodes(deployment: DeploymentView, nodes: Sequence[NodeView]) -> Refusal | None:
+    """Return the refusal that needs no look at memory: no node at all, all silent or cordoned, or footprint unknown."""
+    if not nodes:
+        return _refusal(
+            deployment,
+            "placement.no_node",
+            "no machine has joined yet",
+            "start a node agent on a machine with `slice up` or `slice node join`",
+            (),
+            {NODE_READY},
+        )
+    if deployment.footprint.total_bytes is None:
+        return _refusal(
+            deployment,
+            "placement.footprint_unknown",
+            f"nobody knows how much memory {deployment.name} needs",
+            "give memory_bytes in its settings, or pull a model whose header says its sizes",
+            (),
+            {DEPLOYMENT_CHANGED},
+        )
+    return None
+
+
+def refusal(deployment: DeploymentView, found: Choices, *, placed: int) -> Refusal | None:
+    """Return why no node takes one more replica, `placed` of the wanted ones having a place.
+
+    Return None when every node that could be asked has failed to run it already: the failed replicas say why.
+    The code is that of the filter which the nodes got furthest to, since curing that one is the shortest way.
+    """
+    stage = max((stage for stage, _ in found.dropped), default=_SILENT)
+    asked = [stage for stage, _ in found.dropped if stage not in (_SILENT, _CORDONED)]
+    if asked and all(stage == _FAILED for stage in asked):
+        return None
+    reasons = tuple(reason for _, reason in found.dropped)
+    furthest = [reason for at, reason in found.dropped if at == stage]
+    code, hint, cures = _SUMMARY[stage]
+    message = "; ".join(f"node {reason.name} {reason.reason}" for reason in furthest[:3])
+    if len(furthest) > 3:
+        message += f"; and {len(furthest) - 3} more nodes"
+    if deployment.replicas > 1:
+        message = f"{placed} of {deployment.replicas} replicas have a place: {message}"
+    return _refusal(deployment, code, message, hint, reasons, cures | {NODE_READY, DEPLOYMENT_CHANGED})
+
+
+_SUMMARY: Mapping[int, tuple[str, str, frozenset[str]]] = {
+    _SILENT: (
+        "placement.no_node",
+        "look whether the node agent runs there and reaches the controller",
+        frozenset({NODE_READY}),
+    ),
+    _CORDONED: ("placement.no_node", "let a node take replicas again", frozenset({NODE_UNCORDONED})),
+    _FAILED: ("placement.no_node", "read the failed replica's message, then deploy again", frozenset()),
+    _ENGINE: (
+        "placement.engine_unusable",
+        "cure the reason on a node, or deploy with another engine",
+        frozenset({ENGINE_USABLE}),
+    ),
+    _DEVICE: (
+        "placement.engine_unusable",
+        "add a node with such a device, or deploy with another engine",
+        frozenset({ENGINE_USABLE}),
+    ),
+    _MEMORY: (
+        "placement.insufficient_memory",
+        "free memory, stop another deployment, or ask for less (fewer slots, a shorter context)",
+        frozenset({MEMORY_FREED}),
+    ),
+}
+
+
+def _refusal(
+    deployment: DeploymentView,
+    code: str,
+    message: str,
+    hint: str,
+    nodes: tuple[NodeReason, ...],
+    cured_by: Iterable[str],
+) -> Refusal:
+    return Refusal(
+        deployment_id=deployment.deployment_id,
+        code=code,
+        message=message,
+        hint=hint,
+        nodes=nodes,
+        cured_by=frozenset(cured_by),
+    )

@@ -1,0 +1,193 @@
+"""The brain: from one snapshot to what should change.
+
+Pure and deterministic, whatever the order of the snapshot's tuples. Called by the controller's reconcile loop, which
+commits the plan or throws it away; applying a plan and planning again gives an empty one. It keeps nothing between two
+calls, reads no clock (`snapshot.now` is the time) and raises nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from core.ids import DeploymentId, DeviceId, NodeId
+from core.states import OCCUPYING, NodeState
+from scheduler.feasible import Choices, choices, refusal, refusal_before_nodes
+from scheduler.footprint import Ledger, held_bytes
+from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop
+from scheduler.rank import best
+from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_mass_silence, orphan_verdicts, sorting
+from scheduler.snapshot import (
+    DeploymentView,
+    DeviceView,
+    NodeView,
+    ReplicaView,
+    Snapshot,
+)
+
+__all__ = [
+    "DeploymentView",
+    "DeviceView",
+    "NodeReason",
+    "NodeView",
+    "Plan",
+    "Refusal",
+    "ReplicaView",
+    "Snapshot",
+    "Start",
+    "Stop",
+    "plan",
+]
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Return what should change; an instant in `wake_at` asks for another look then."""
+    return _Planning(snapshot).plan()
+
+
+class _Planning:
+    """One call of `plan`: the snapshot indexed, and the ledger and answers that grow while it goes on."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._nodes = tuple(sorted(snapshot.nodes, key=lambda node: node.node_id))
+        self._by_id = {node.node_id: node for node in self._nodes}
+        self._ledger = Ledger(snapshot)
+        self._is_braked = is_mass_silence(self._nodes)
+        self._replicas: dict[DeploymentId, list[ReplicaView]] = {}
+        for replica in sorted(snapshot.replicas, key=lambda one: one.replica_id):
+            self._replicas.setdefault(replica.deployment_id, []).append(replica)
+        self._starts: list[Start] = []
+        self._stops: list[Stop] = []
+        self._refusals: list[Refusal] = []
+        self._braked = 0
+
+    def plan(self) -> Plan:
+        sorted_out = [(deployment, self._sorting(deployment)) for deployment in self._snapshot.deployments]
+        # Deployments with nothing alive choose first, so that one more copy of another never keeps them out.
+        sorted_out.sort(key=lambda pair: (_living(pair[1]) > 0, pair[0].deployment_id))
+        for deployment, found in sorted_out:
+            self._reconcile(deployment, found)
+        known = {deployment.deployment_id for deployment in self._snapshot.deployments}
+        for deployment_id in sorted(set(self._replicas) - known):
+            for verdict in orphan_verdicts(self._replicas[deployment_id]):
+                if verdict.bucket is Bucket.STOP:
+                    self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
+        return Plan(
+            starts=tuple(self._starts),
+            stops=tuple(sorted(self._stops, key=lambda stop: stop.replica_id)),
+            refusals=tuple(self._refusals),
+            wake_at=self._wake_at(),
+            notes=self._notes(),
+        )
+
+    def _sorting(self, deployment: DeploymentView) -> Sorting:
+        replicas = self._replicas.get(deployment.deployment_id, [])
+        return sorting(deployment, replicas, self._by_id, is_braked=self._is_braked)
+
+    def _reconcile(self, deployment: DeploymentView, found: Sorting) -> None:
+        for verdict in found.verdicts:
+            if verdict.bucket is Bucket.STOP:
+                self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
+        if self._is_braked:
+            self._braked += len(found.of(Bucket.LOST))
+        if found.missing == 0:
+            return
+        refused = refusal_before_nodes(deployment, self._nodes)
+        if refused is None:
+            refused = self._place(deployment, found)
+        if refused is not None:
+            self._refusals.append(refused)
+
+    def _place(self, deployment: DeploymentView, found: Sorting) -> Refusal | None:
+        need = deployment.footprint.total_bytes or 0
+        neighbours = _neighbours(self._replicas.get(deployment.deployment_id, []))
+        for placed in range(found.missing):
+            options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
+            if not options.candidates:
+                self._make_room(deployment, need, found, options)
+                return refusal(deployment, options, placed=deployment.replicas - found.missing + placed)
+            chosen = best(options.candidates, deployment, neighbours)
+            node_id = chosen.candidate.node.node_id
+            start = Start(
+                deployment_id=deployment.deployment_id,
+                generation=deployment.generation,
+                node_id=node_id,
+                promises={chosen.candidate.device.device_id: need},
+                reason=chosen.reason,
+            )
+            self._ledger.book(node_id, start.promises)
+            neighbours[node_id] = neighbours.get(node_id, 0) + 1
+            self._starts.append(start)
+        return None
+
+    def _make_room(self, deployment: DeploymentView, need: int, found: Sorting, options: Choices) -> None:
+        """Stop the fewest replicas of older generations without which the new one fits, if that is all that lacks.
+
+        Nothing is stopped while earlier ones are still on their way out: their memory may be enough.
+        """
+        leaving = [*found.of(Bucket.WAIT), *found.of(Bucket.STOP)]
+        if not options.is_short_of_memory or any(self._will_free_memory(replica) for replica in leaving):
+            return
+        freed: dict[tuple[NodeId, DeviceId], int] = {}
+        chosen: list[Stop] = []
+        for replica in sorted(found.of(Bucket.REPLACE), key=lambda one: (one.created_at, one.replica_id), reverse=True):
+            if replica.state not in OCCUPYING:
+                continue
+            chosen.append(Stop(replica_id=replica.replica_id, reason="makes room for its successor"))
+            for device_id in replica.promises:
+                key = (replica.node_id, device_id)
+                freed[key] = freed.get(key, 0) + held_bytes(replica, device_id)
+            again = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on, freed=freed)
+            if again.candidates:
+                self._stops += chosen
+                return
+
+    def _will_free_memory(self, replica: ReplicaView) -> bool:
+        node = self._by_id.get(replica.node_id)
+        return node is not None and node.state is NodeState.READY and replica.state in OCCUPYING
+
+    def _wake_at(self) -> datetime | None:
+        instants = [grace_ends_at(node, self._snapshot.now) for node in self._nodes if self._holds_replicas(node)]
+        return min((instant for instant in instants if instant is not None), default=None)
+
+    def _holds_replicas(self, node: NodeView) -> bool:
+        return any(replica.node_id == node.node_id for replica in self._snapshot.replicas)
+
+    def _notes(self) -> tuple[str, ...]:
+        if not self._is_braked or not self._braked:
+            return ()
+        lost = sum(1 for node in self._nodes if node.state is NodeState.LOST)
+        return (
+            f"{lost} of {len(self._nodes)} nodes went silent at once: {self._braked} lost replicas are not replaced, "
+            "because the fault is more likely the controller's own network; look at it first",
+        )
+
+
+def _living(found: Sorting) -> int:
+    return len(found.of(Bucket.KEEP)) + len(found.of(Bucket.START))
+
+
+def _neighbours(replicas: Sequence[ReplicaView]) -> dict[NodeId, int]:
+    counts: dict[NodeId, int] = {}
+    for replica in replicas:
+        if replica.state in OCCUPYING:
+            counts[replica.node_id] = counts.get(replica.node_id, 0) + 1
+    return counts
+
+
+def buckets(snapshot: Snapshot) -> Mapping[Bucket, tuple[ReplicaView, ...]]:
+    """Return every replica of `snapshot` in its one bucket, for explanations and tests."""
+    nodes = {node.node_id: node for node in snapshot.nodes}
+    is_braked = is_mass_silence(snapshot.nodes)
+    verdicts = list(
+        orphan_verdicts(
+            [
+                replica
+                for replica in snapshot.replicas
+                if replica.deployment_id not in {deployment.deployment_id for deployment in snapshot.deployments}
+            ]
+        )
+    )
+    for deployment in snapshot.deployments:
+        own = [replica for replica in snapshot.replicas if replica.deployment_id == deployment.deployment_id]
+        verdicts += sorting(deployment, own, nodes, is_braked=is_braked).verdicts
+    return {bucket: tuple(verdict.replica for verdict in verdicts if verdict.bucket is bucket) for bucket in Bucket}

@@ -1,0 +1,211 @@
+"""Puts every replica of a deployment into exactly one bucket, and says how many are missing.
+
+In: a deployment, its replicas, the nodes. Out: `Sorting`. Called by `scheduler.plan`. Chooses who stays and who goes;
+where a missing one goes is not decided here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from core.ids import NodeId, ReplicaId
+from core.states import Desired, NodeState, ReplicaState
+from scheduler.snapshot import DeploymentView, NodeView, ReplicaView
+
+OFFLINE_GRACE_S = 30.0
+"""A node that said goodbye may be restarting its agent while its engines serve on: replacements wait this long."""
+
+MASS_SILENCE_NODES = 3
+MASS_SILENCE_SHARE = 0.3
+"""At least so many nodes and more than this share of all lost at once: the fault is more likely ours than theirs."""
+
+
+class Bucket(StrEnum):
+    """What the plan makes of one replica."""
+
+    KEEP = "keep"  # of the wanted generation, and it stays
+    START = "start"  # of the wanted generation, and on its way to ready
+    STOP = "stop"  # no longer wanted: this plan stops it
+    REPLACE = "replace"  # stays only until a successor is ready: an older generation, or failed on its node
+    LOST = "lost"  # its node is silent: its promise stands, and a replacement is placed
+    WAIT = "wait"  # told to drain or stop already: nothing to do but wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One replica's bucket, with the reason when it is stopped."""
+
+    replica: ReplicaView
+    bucket: Bucket
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorting:
+    """Every replica of one deployment in its bucket.
+
+    `missing` counts the replicas to start now; `failed_on` are the nodes that could not run this generation.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    missing: int
+    failed_on: frozenset[NodeId]
+
+    def of(self, bucket: Bucket) -> tuple[ReplicaView, ...]:
+        """Return the replicas in `bucket`."""
+        return tuple(verdict.replica for verdict in self.verdicts if verdict.bucket is bucket)
+
+
+_MOVING = frozenset(
+    {
+        ReplicaState.ASSIGNED,
+        ReplicaState.FETCHING,
+        ReplicaState.INSTALLING,
+        ReplicaState.STARTING,
+        ReplicaState.BACKOFF,
+        ReplicaState.STOPPING,
+    }
+)
+_SERVED = frozenset({ReplicaState.READY, ReplicaState.UNHEALTHY})
+
+
+def is_mass_silence(nodes: Sequence[NodeView]) -> bool:
+    """Return whether so many nodes are lost at once that nothing should be moved for it.
+
+    Source: the same brake in Kubernetes' node lifecycle controller (`--unhealthy-zone-threshold`) and Nomad's
+    `disconnect` handling; a controller that lost its own network must not start the world anew.
+    """
+    lost = sum(1 for node in nodes if node.state is NodeState.LOST)
+    return lost >= MASS_SILENCE_NODES and lost > MASS_SILENCE_SHARE * len(nodes)
+
+
+def is_gone(node: NodeView) -> bool:
+    """Return whether replicas on `node` are to be replaced."""
+    return node.state is NodeState.LOST or (node.state is NodeState.OFFLINE and node.silent_s >= OFFLINE_GRACE_S)
+
+
+def grace_ends_at(node: NodeView, now: datetime) -> datetime | None:
+    """Return when a node that said goodbye begins to count as gone, or None when that is not ahead."""
+    if node.state is not NodeState.OFFLINE or is_gone(node):
+        return None
+    return now + timedelta(seconds=OFFLINE_GRACE_S - node.silent_s)
+
+
+def sorting(
+    deployment: DeploymentView,
+    replicas: Sequence[ReplicaView],
+    nodes: Mapping[NodeId, NodeView],
+    *,
+    is_braked: bool,
+) -> Sorting:
+    """Return the bucket of every one of `replicas`, which are all of `deployment`'s.
+
+    The decision per replica, first match wins: 1 told to go already: wait. 2 nothing wanted: stop. 3 its node left the
+    cluster, or it has ended: stop. 4 its node is gone: lost. 5 of the wanted generation: see `_current`. 6 older: see
+    `_older`. With `is_braked`, lost replicas count as if they lived.
+    """
+    want = 0 if deployment.is_deleting else deployment.replicas
+    verdicts: list[Verdict] = []
+    current: list[ReplicaView] = []
+    older: list[ReplicaView] = []
+    lost = 0
+    for replica in replicas:
+        verdict = _plain(deployment, replica, nodes.get(replica.node_id), want)
+        if verdict is not None:
+            verdicts.append(verdict)
+            lost += verdict.bucket is Bucket.LOST and replica.generation == deployment.generation
+        elif replica.generation == deployment.generation:
+            current.append(replica)
+        else:
+            older.append(replica)
+    failed = [replica for replica in current if replica.state is ReplicaState.FAILED]
+    living = sorted(
+        (replica for replica in current if replica.state is not ReplicaState.FAILED),
+        key=lambda replica: _worth(replica, nodes),
+    )
+    ready = sum(1 for replica in living[:want] if _is_serving(replica, nodes))
+    verdicts += _current(living, want) + _failed(failed, want - ready) + _older(older, want - ready, nodes)
+    held = min(want, len(living)) + (lost if is_braked else 0)
+    # Each want may be tried twice, the second time on another node, so that a bad node costs one try and no loop.
+    tries = 2 * (want - held) - len(failed)
+    return Sorting(
+        verdicts=tuple(sorted(verdicts, key=lambda verdict: verdict.replica.replica_id)),
+        missing=max(0, min(want - held, tries)),
+        failed_on=frozenset(replica.node_id for replica in failed),
+    )
+
+
+def orphan_verdicts(replicas: Sequence[ReplicaView]) -> tuple[Verdict, ...]:
+    """Return the buckets of replicas whose deployment does not exist any more."""
+    return tuple(
+        Verdict(replica=replica, bucket=Bucket.WAIT)
+        if replica.desired is not Desired.RUN
+        else Verdict(replica=replica, bucket=Bucket.STOP, reason="its deployment does not exist any more")
+        for replica in replicas
+    )
+
+
+def _plain(deployment: DeploymentView, replica: ReplicaView, node: NodeView | None, want: int) -> Verdict | None:
+    if replica.desired is not Desired.RUN:  # 1
+        return Verdict(replica=replica, bucket=Bucket.WAIT)
+    if want <= 0:  # 2
+        reason = "the deployment is being deleted" if deployment.is_deleting else "the deployment wants no replicas"
+        return Verdict(replica=replica, bucket=Bucket.STOP, reason=reason)
+    if node is None:  # 3
+        return Verdict(replica=replica, bucket=Bucket.STOP, reason="its node has left the cluster")
+    if replica.state is ReplicaState.STOPPED:
+        return Verdict(replica=replica, bucket=Bucket.STOP, reason="it has ended")
+    if is_gone(node) or replica.state is ReplicaState.LOST:  # 4
+        return Verdict(replica=replica, bucket=Bucket.LOST)
+    return None
+
+
+def _is_serving(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> bool:
+    return replica.state is ReplicaState.READY and nodes[replica.node_id].state is NodeState.READY
+
+
+def _worth(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> tuple[int, datetime, ReplicaId]:
+    """Sort key, best first: ready ones, then those that may become ready, then hopeless ones; the oldest first."""
+    if _is_serving(replica, nodes):
+        rank = 0
+    elif replica.state in _SERVED:
+        rank = 1
+    else:
+        rank = 3 if replica.state is ReplicaState.CRASH_LOOP else 2
+    return rank, replica.created_at, replica.replica_id
+
+
+def _current(living: Sequence[ReplicaView], want: int) -> list[Verdict]:
+    kept = [
+        Verdict(replica=replica, bucket=Bucket.START if replica.state in _MOVING else Bucket.KEEP)
+        for replica in living[:want]
+    ]
+    reason = f"more replicas than the {want} wanted"
+    return kept + [Verdict(replica=replica, bucket=Bucket.STOP, reason=reason) for replica in living[want:]]
+
+
+def _failed(failed: Sequence[ReplicaView], unready: int) -> list[Verdict]:
+    """Failed replicas hold no memory; they stay as the record of a node that cannot run this, until all are ready."""
+    oldest = sorted(failed, key=lambda replica: (replica.created_at, replica.replica_id))
+    limit = 2 * unready
+    return [Verdict(replica=replica, bucket=Bucket.REPLACE) for replica in oldest[:limit]] + [
+        Verdict(replica=replica, bucket=Bucket.STOP, reason="other replicas are ready") for replica in oldest[limit:]
+    ]
+
+
+def _older(older: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, NodeView]) -> list[Verdict]:
+    """Replicas of an older generation serve until as many of the new one are ready; those that never served go now."""
+    verdicts = [
+        Verdict(replica=replica, bucket=Bucket.STOP, reason="of an older generation and not serving")
+        for replica in older
+        if replica.state not in _SERVED
+    ]
+    serving = sorted(
+        (replica for replica in older if replica.state in _SERVED), key=lambda replica: _worth(replica, nodes)
+    )
+    verdicts += [Verdict(replica=replica, bucket=Bucket.REPLACE) for replica in serving[:unready]]
+    return verdicts + [
+        Verdict(replica=replica, bucket=Bucket.STOP, reason="replaced by a newer generation")
+        for replica in serving[unready:]
+    ]

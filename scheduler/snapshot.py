@@ -1,0 +1,85 @@
+"""What the brain is allowed to see: one consistent picture of the cluster, as frozen values.
+
+The controller's reconcile loop reads it in one repeatable-read transaction and hands it to `scheduler.plan.plan`.
+Nothing here reads anything by itself; the clock is the field `now`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from core.devices import DeviceKind
+from core.footprint import Footprint
+from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId, Sha256
+from core.states import Desired, NodeState, ReplicaState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceView:
+    """One device: `free_bytes` is what the device itself says now, other programs' use included."""
+
+    device_id: DeviceId
+    kind: DeviceKind
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeView:
+    """One machine: `engines` are the usable ones with the device kinds they can use there.
+
+    `engine_reasons` says of the others why not. `silent_s` is the time since the node was last heard of, in seconds.
+    """
+
+    node_id: NodeId
+    name: str
+    state: NodeState
+    is_cordoned: bool
+    silent_s: float
+    devices: tuple[DeviceView, ...]
+    file_digests: frozenset[Sha256]
+    engines: Mapping[str, frozenset[DeviceKind]]
+    engine_reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentView:
+    """What an operator wants: `replicas` engines of `generation`, each needing `footprint` on one device."""
+
+    deployment_id: DeploymentId
+    name: str
+    generation: int
+    replicas: int
+    engine: str
+    footprint: Footprint
+    file_digests: tuple[Sha256, ...]
+    is_deleting: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaView:
+    """One placed replica: `generation` is its deployment's when it was placed.
+
+    `promises` are the bytes of each device given to it, `measured_bytes` what it uses now (0 until it runs).
+    """
+
+    replica_id: ReplicaId
+    deployment_id: DeploymentId
+    generation: int
+    node_id: NodeId
+    state: ReplicaState
+    desired: Desired
+    promises: Mapping[DeviceId, int]
+    measured_bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The whole picture; `cpu_reserve_bytes` of each machine's main memory are never promised."""
+
+    now: datetime
+    nodes: tuple[NodeView, ...]
+    deployments: tuple[DeploymentView, ...]
+    replicas: tuple[ReplicaView, ...]
+    cpu_reserve_bytes: int
