@@ -1,0 +1,247 @@
+"""`slice doctor`: what is wrong on this machine, in words, each with its cure. Reads only; changes nothing."""
+
+import asyncio
+import importlib.metadata
+import resource
+import shutil
+import site
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from packaging.version import Version
+
+from cli.cluster import door, listeners, postgres, recording
+from cli.cluster.parts import recorded
+from cli.cluster.supervisor import SupervisorLock
+from core.errors import Failure
+from core.infra import cluster
+from core.infra.cluster import ClusterBlock
+from core.infra.processes import family
+from core.units import GIB, MIB, text_from_bytes
+
+# Floors below which a known vulnerability or a fault that hit us is open; reasons beside each.
+FLOORS: tuple[tuple[str, str, str], ...] = (
+    ("ray", "2.56", "token authentication and HAProxy mode"),
+    ("grpcio", "1.80", "leak of cancelled batches in older releases"),
+    ("protobuf", "7.36", "stubs are generated for it"),
+    ("psycopg", "3.3", "pool checks"),
+    ("starlette", "1.0.1", "CVE-2026-48710: a Host header poisons request.url.path"),
+    ("h11", "0.16", "CVE-2025-43859: request smuggling"),
+    ("cryptography", "46", "current OpenSSL"),
+)
+_KNOWN_PTH = ("distutils-precedence.pth", "__editable__", "easy-install.pth", "_virtualenv.pth", "coverage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at: fine (True), wrong (False), or worth knowing (None)."""
+
+    name: str
+    is_ok: bool | None
+    detail: str
+    hint: str = ""
+
+
+def run(data_dir: Path) -> list[Finding]:
+    """Return everything that was looked at on this machine and in the cluster of `data_dir`."""
+    checks: tuple[Callable[[Path], Iterable[Finding]], ...] = (
+        _python,
+        _packages,
+        _startup_files,
+        _limits,
+        _disk,
+        _postgres,
+        _cluster,
+    )
+    findings: list[Finding] = []
+    for check in checks:
+        findings.extend(check(data_dir))
+    return findings
+
+
+def _python(_: Path) -> Iterable[Finding]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    yield Finding(
+        name="python", is_ok=sys.version_info >= (3, 11), detail=version, hint="Python 3.11 or newer is needed"
+    )
+
+
+def _packages(_: Path) -> Iterable[Finding]:
+    for name, floor, reason in FLOORS:
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(
+                name=f"package {name}",
+                is_ok=None,
+                detail="not installed",
+                hint="only `slice-cluster[server]` has it; a machine that just joins as a node needs none",
+            )
+            continue
+        is_ok = Version(found) >= Version(floor)
+        hint = "" if is_ok else f"at least {floor} is needed: {reason}"
+        yield Finding(name=f"package {name}", is_ok=is_ok, detail=found, hint=hint)
+
+
+def _startup_files(_: Path) -> Iterable[Finding]:
+    """Look for .pth files that run code at every start of Python: how stolen packages phoned home in 2026."""
+    strangers = []
+    for folder in site.getsitepackages():
+        for file in Path(folder).glob("*.pth"):
+            if not file.name.startswith(_KNOWN_PTH) and any(
+                line.startswith("import") for line in file.read_text(errors="replace").splitlines()
+            ):
+                strangers.append(file.name)
+    yield Finding(
+        name="startup files",
+        is_ok=not strangers,
+        detail=", ".join(strangers) or "no unexpected .pth file runs code",
+        hint="find out which package brought them before going on" if strangers else "",
+    )
+
+
+def _limits(_: Path) -> Iterable[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield Finding(
+        name="open files",
+        is_ok=hard >= 4096,
+        detail=f"limit {soft} (hard {hard})",
+        hint="" if hard >= 4096 else "raise it (ulimit -n, LimitNOFILE): every stream takes two",
+    )
+    memory = psutil.virtual_memory()
+    yield Finding(
+        name="memory",
+        is_ok=memory.available > 2 * GIB,
+        detail=f"{text_from_bytes(memory.available)} available of {text_from_bytes(memory.total)}",
+        hint=""
+        if memory.available > 2 * GIB
+        else "Slice itself takes about 1 GiB, an engine its model's size and more",
+    )
+
+
+def _disk(data_dir: Path) -> Iterable[Finding]:
+    place = next(item for item in (data_dir, *data_dir.resolve().parents) if item.exists())
+    free = shutil.disk_usage(place).free
+    yield Finding(
+        name="disk",
+        is_ok=free > 512 * MIB,
+        detail=f"{text_from_bytes(free)} free at {place}",
+        hint="" if free > 512 * MIB else "free some space, or choose another disk with --data-dir",
+    )
+
+
+def _postgres(data_dir: Path) -> Iterable[Finding]:
+    found = [item.provider for item in postgres.found_binaries()]
+    yield Finding(
+        name="PostgreSQL binaries",
+        is_ok=bool(found) or None,
+        detail=", ".join(found) or "none installed",
+        hint="" if found else "pip install 'slice-cluster[server]', or use --database-url",
+    )
+    try:
+        place = next(item for item in (data_dir, *data_dir.resolve().parents) if item.exists())
+        how = postgres.identity(place)
+        detail = "in a user namespace" if how.prefix else f"as {how.user}" if how.user else "as this user"
+        yield Finding(name="PostgreSQL identity", is_ok=True, detail=detail)
+    except Failure as failure:
+        yield Finding(name="PostgreSQL identity", is_ok=False, detail=failure.message, hint=failure.hint)
+
+
+def _cluster(data_dir: Path) -> Iterable[Finding]:
+    try:
+        block = cluster.load(data_dir)
+    except Failure as failure:
+        yield Finding(name="cluster", is_ok=False, detail=failure.message, hint=failure.hint)
+        return
+    if block is None:
+        yield Finding(name="cluster", is_ok=None, detail=f"none in {data_dir}", hint="`slice up` makes one")
+        yield from _ports_for_a_start(data_dir)
+        return
+    holder = SupervisorLock(block.data_dir).holder()
+    if holder is None and not block.runtime_dir.exists():
+        yield Finding(name="cluster", is_ok=None, detail="down", hint="`slice up` starts it")
+        yield from _ports_for_a_start(data_dir)
+        return
+    yield Finding(
+        name="supervisor",
+        is_ok=holder is not None,
+        detail=f"pid {holder}" if holder else "gone; the rest serves on",
+        hint="" if holder else "`slice up` starts a new one, which adopts what runs",
+    )
+    yield from _parts(block)
+    yield from _exposure(block)
+
+
+def _ports_for_a_start(data_dir: Path) -> Iterable[Finding]:
+    wanted = recording.loaded_settings(data_dir, {}).settings
+    for name, port, flag in (
+        ("front door port", wanted.port, "--port"),
+        ("controller port", wanted.controller_port, "--controller-port"),
+    ):
+        is_free = listeners.can_bind(wanted.host, port)
+        detail = f"{port} is free" if is_free else f"{port} is taken by {listeners.holder(port)}"
+        yield Finding(name=name, is_ok=is_free, detail=detail, hint="" if is_free else f"choose another with {flag}")
+
+
+def _parts(block: ClusterBlock) -> Iterable[Finding]:
+    for name in ("postgres", "controller", "node_agent"):
+        process = recorded(block.parts_dir, name)
+        log = block.log_dir / f"{name}.log"
+        yield Finding(
+            name=name,
+            is_ok=process is not None or (None if name == "postgres" else False),
+            detail=f"pid {process.pid}" if process else "not running",
+            hint="" if process else f"its log is {log}",
+        )
+    handle = asyncio.run(_door_state(block))
+    yield Finding(
+        name="front door",
+        is_ok=handle == "running",
+        detail=handle,
+        hint="" if handle == "running" else f"its log is {block.log_dir / 'door.log'}",
+    )
+
+
+async def _door_state(block: ClusterBlock) -> str:
+    handle = await door.shim_client.attach(door.door_socket(block))
+    return "not running" if handle is None else (await handle.status()).state
+
+
+def _exposure(block: ClusterBlock) -> Iterable[Finding]:
+    """List what listens beyond loopback: Ray binds some ports everywhere whatever it is told."""
+    roots = set()
+    for name in ("controller", "node_agent", "postgres"):
+        process = recorded(block.parts_dir, name)
+        if process is not None:
+            roots.add(process.pid)
+    status = asyncio.run(_door_leader(block))
+    if status is not None:
+        roots.add(status)
+    pids = {item.pid for item in family(frozenset(roots))}
+    wide = sorted(
+        {
+            f"{item.name}:{item.port}"
+            for item in listeners.listeners()
+            if item.pid in pids and item.address in {"0.0.0.0", "::", "*"}  # noqa: S104 - looked for, not bound
+        }
+    )
+    yield Finding(
+        name="ports beyond loopback",
+        is_ok=None if wide else True,
+        detail=", ".join(wide) or "none",
+        hint="Ray binds these on every interface whatever it is told; they ask for its token, yet a firewall "
+        "should close them"
+        if wide
+        else "",
+    )
+
+
+async def _door_leader(block: ClusterBlock) -> int | None:
+    handle = await door.shim_client.attach(door.door_socket(block))
+    if handle is None:
+        return None
+    leader = (await handle.status()).leader
+    return leader.pid if leader is not None else None

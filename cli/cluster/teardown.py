@@ -1,0 +1,40 @@
+"""Ending a cluster so that nothing of it is left: no process, no socket, no Ray session.
+
+Works from what is recorded, so it needs neither the supervisor nor any part alive; safe to run twice. Called by the
+supervisor on SIGTERM, and by `slice down` when there is no supervisor to ask.
+"""
+
+import asyncio
+import shutil
+import signal
+
+from cli.cluster import door
+from cli.cluster.parts import record_file, recorded, stop_process
+from core.infra.cluster import ClusterBlock
+from node_agent import agent
+
+_OURS_GRACE_S = 10.0
+_ENGINE_GRACE_S = 10.0
+_POSTGRES_GRACE_S = 60.0  # a fast shutdown writes a checkpoint: up to max_wal_size of dirty pages
+
+
+async def teardown(block: ClusterBlock) -> None:
+    """End every part and engine of the cluster, then remove its runtime directory."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(door.clear(block))
+        group.create_task(_end_node_then_controller(block))
+    await _end(block, "postgres", signal.SIGINT, _POSTGRES_GRACE_S)
+    await asyncio.to_thread(shutil.rmtree, block.runtime_dir, ignore_errors=True)
+
+
+async def _end_node_then_controller(block: ClusterBlock) -> None:
+    await _end(block, "node_agent", signal.SIGTERM, _OURS_GRACE_S)
+    await agent.stop_all_engines(block.node_dir, block.shim_dir, _ENGINE_GRACE_S)
+    await _end(block, "controller", signal.SIGTERM, _OURS_GRACE_S)
+
+
+async def _end(block: ClusterBlock, name: str, first: signal.Signals, grace_s: float) -> None:
+    process = recorded(block.parts_dir, name)
+    if process is not None:
+        await stop_process(process, first, grace_s)
+    record_file(block.parts_dir, name).unlink(missing_ok=True)

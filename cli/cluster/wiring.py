@@ -1,0 +1,103 @@
+"""Which parts a cluster on this machine has, and how each is started and probed."""
+
+import json
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+
+from cli.cluster import probe
+from cli.cluster.door import DoorPart
+from cli.cluster.parts import Part, ProcessPart
+from cli.cluster.postgres import EmbeddedPostgres, chosen_binaries, identity
+from core.infra import cluster
+from core.infra.cluster import ClusterBlock
+from core.infra.settings import Settings, process_environment
+
+POSTGRES_STOP = signal.SIGINT  # fast shutdown, PostgreSQL manual "Shutting Down the Server"
+
+
+def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
+    """Return the parts in the order of their start: what others wait for comes first."""
+    environment = _environment(block)
+    parts: list[Part] = []
+    database_url = wanted.database_url
+    if not database_url:
+        server = EmbeddedPostgres(
+            data_dir=block.postgres_dir,
+            socket_dir=block.postgres_socket_dir,
+            binaries=chosen_binaries(),
+            run_as=identity(block.data_dir),
+        )
+        database_url = server.url
+        parts.append(
+            ProcessPart(
+                name="postgres",
+                argv=server.argv,
+                environment=environment,
+                log_file=block.log_dir / "postgres.log",
+                parts_dir=block.parts_dir,
+                is_ready=server.is_ready,
+                user=server.run_as.user,
+                before_start=server.initialise,
+            )
+        )
+    cluster.write_private(block.secret_file("database_url"), database_url)
+    parts.append(_ours("controller", block, environment, lambda: _controller_is_ready(block)))
+    parts.append(
+        DoorPart(
+            block=block,
+            config_file=block.file,
+            environment=environment,
+            is_ready=lambda: _door_is_ready(block),
+        )
+    )
+    parts.append(_ours("node_agent", block, environment, lambda: _node_is_ready(block)))
+    return parts
+
+
+def _ours(
+    name: str, block: ClusterBlock, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
+) -> ProcessPart:
+    return ProcessPart(
+        name=name,
+        argv=[sys.executable, "-m", f"cli.roots.{name}", str(block.file)],
+        environment=environment,
+        log_file=block.log_dir / f"{name}.log",
+        parts_dir=block.parts_dir,
+        is_ready=is_ready,
+    )
+
+
+def _environment(block: ClusterBlock) -> dict[str, str]:
+    """Return what our processes inherit: all of ours, and the way back to this very installation."""
+    environment = dict(process_environment())
+    environment["SLICE_DATA_DIR"] = str(block.data_dir)
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    return environment
+
+
+async def _controller_is_ready(block: ClusterBlock) -> bool:
+    status, _ = await probe.status_of(block.host, block.controller_port, "/health")
+    return status == 200
+
+
+async def _door_is_ready(block: ClusterBlock) -> bool:
+    status, _ = await probe.status_of(block.host, block.door_port, "/health")
+    return status == 200
+
+
+async def _node_is_ready(block: ClusterBlock) -> bool:
+    token = cluster.read_secret(block, "operator_token")
+    status, body = await probe.status_of(block.host, block.controller_port, "/api/v1/status", token=token)
+    if status != 200:
+        return False
+    return bool(_json(body).get("nodes", {}).get("ready"))
+
+
+def _json(body: bytes) -> dict[str, dict[str, int]]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
