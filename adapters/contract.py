@@ -67,6 +67,7 @@ class ModelFacts:
     architecture: str = ""
     quantization: str = ""
     layers: int | None = None
+    heads: int | None = None
     kv_heads: int | None = None
     key_length: int | None = None
     value_length: int | None = None
@@ -74,6 +75,7 @@ class ModelFacts:
     vocabulary: int | None = None
     context_length: int | None = None
     parameters: int | None = None
+    tensor_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

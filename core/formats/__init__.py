@@ -1,0 +1,1 @@
+"""Bounded readers of model files' headers: they look, they never load."""
