@@ -94,7 +94,9 @@ def identity(data_dir: Path) -> RunAs:
     """
     if os.geteuid() != 0:
         return RunAs(prefix=())
-    prefix = ("unshare", "--user", "--map-user=70", "--map-group=70")
+    # initdb looks its user up, so the one uid of the namespace must be one that this machine knows by name.
+    uid = next((item.pw_uid for item in pwd.getpwall() if item.pw_uid > 0), 65534)
+    prefix = ("unshare", "--user", f"--map-user={uid}", f"--map-group={uid}")
     if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
         return RunAs(prefix=prefix)
     try:
