@@ -25,7 +25,7 @@ def measured(running: Running) -> list[Section]:
     return [
         Section(
             title="Memory at rest, engines apart (bar: 1.8 GB)",
-            method="PSS and RSS from /proc/PID/smaps_rollup, summed over each part's process tree, starter model serving.",
+            method="PSS and RSS from /proc/PID/smaps_rollup, summed over each part's process tree, starter serving.",
             header=("part", "processes", "PSS", "RSS"),
             rows=tuple(rows),
         )

@@ -1,12 +1,11 @@
 """`slice up` to the first streamed token, with an empty database and as a second start; an engine's load time."""
 
-import os
 import shutil
-import subprocess
 import time
 
 from bench.report import Section, spread
-from tests.system.cluster import SLICE, Running, free_port_pair
+from tests.system import direct
+from tests.system.cluster import Running
 
 RUNS = 5
 
@@ -26,8 +25,8 @@ def measured(running: Running) -> list[Section]:
     return [
         Section(
             title="`slice up` to the first streamed token",
-            method=f"{RUNS} runs in turn. From the start of the `slice up` process to the first content chunk of a streamed "
-            "chat completion through the front door. Empty database: packages, engine and model installed, no "
+            method=f"{RUNS} runs in turn. From the start of the `slice up` process to the first content chunk "
+            "of a streamed chat completion through the front door. Empty database: packages, engine and model installed, no "
             "database directory, no key. Second start: the same data directory after `slice down`.",
             header=("start", "median", "minimum", "maximum", "bar"),
             rows=(("empty database", *spread(empty, "s"), "15 s"), ("second start", *spread(second, "s"), "10 s")),
@@ -61,63 +60,9 @@ def _seconds_to_first_token(running: Running) -> float:
 
 
 def _load_alone_s(running: Running) -> float:
-    """Start the replica's own command line with another port and time it to its first healthy answer."""
-    import json
-    import urllib.request
-
-    from adapters import registry
-    from adapters.contract import LaunchRequest
-    from core.ids import ReplicaId
-
-    deployment = running.json("show", "smollm2")
-    settings = next(d for d in _deployments(running) if d["name"] == "smollm2")["settings"]
-    digest = deployment["versions"][-1]["files"][0]["sha256"]
-    adapter = registry.adapter("llamacpp")
-    home = running.block.node_dir / "engines" / "llamacpp" / adapter.default_version
-    work = running.data_dir.parent / "alone"
-    work.mkdir(exist_ok=True)
-    port = free_port_pair()
-    launch = adapter.launch(
-        LaunchRequest(
-            replica_id=ReplicaId("rep_alone"),
-            engine_version=adapter.default_version,
-            python=str(home / "bin" / "python"),
-            model_path=str(running.block.node_dir / "store" / "sha256" / digest[:2] / digest),
-            served_name="smollm2",
-            settings=settings,
-            devices=(),
-            host="127.0.0.1",
-            port=port,
-            api_key="alone",
-            work_dir=str(work),
-        )
-    )
-    for name, text in launch.files.items():
-        (work / name).write_text(text)
-    began = time.perf_counter()
-    process = subprocess.Popen(launch.argv, env={**os.environ, **launch.env}, stderr=subprocess.DEVNULL, cwd=work)
-    try:
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{adapter.health.path}", timeout=1) as answer:
-                    if answer.status == 200:
-                        return time.perf_counter() - began
-            except OSError:
-                time.sleep(0.005)
-    finally:
-        process.terminate()
-        process.wait(20)
-        assert json is not None
-        assert SLICE
-
-
-def _deployments(running: Running) -> list[dict]:  # type: ignore[type-arg]
-    import json
-    import urllib.request
-
-    token = running.block.secret_file("operator_token").read_text().strip()
-    request = urllib.request.Request(
-        running.block.controller_url + "/api/v1/deployments", headers={"Authorization": f"Bearer {token}"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)["items"]
+    """Return the seconds from spawn to healthy of the starter's own command line, started by hand."""
+    digest = running.json("show", "smollm2")["versions"][-1]["files"][0]["sha256"]
+    model = running.block.node_dir / "store" / "sha256" / digest[:2] / digest
+    settings = running.admin("deployments/smollm2")["settings"]
+    with direct.llamacpp(running, model, "smollm2", settings, running.data_dir.parent / "alone") as engine:
+        return engine.load_s

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,9 +101,17 @@ class Running:
         """Run a command with `-o json` and return what it printed."""
         return json.loads(self.slice(*arguments, "-o", "json").stdout)
 
+    def admin(self, path: str) -> Any:
+        """Return the object at `/api/v1/<path>` of the admin API."""
+        token = self.block.secret_file("operator_token").read_text().strip()
+        url = f"{self.block.controller_url}/api/v1/{path}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
         """Return the replicas of one deployment as the admin API tells them."""
-        return [item for item in _items(self.json("ps")) if item["deployment"] == deployment]
+        return [item for item in self.admin("replicas")["items"] if item["deployment"] == deployment]
 
     def part_pid(self, name: str) -> int:
         """Return the recorded pid of a part."""
@@ -119,10 +128,6 @@ class Running:
             text = file.read_text(errors="replace")[-3000:]
             tails.append(f"--- {file.name}\n{text}")
         return "\n".join(tails)
-
-
-def _items(found: Any) -> list[dict[str, Any]]:
-    return found["items"] if isinstance(found, dict) and "items" in found else found
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

@@ -44,7 +44,7 @@ def test_a_killed_node_agent_comes_back_and_adopts_its_engines(running: Running)
     kill(agent)
     assert answers(running)
     until(lambda: running.part_pid("node_agent") != agent, 20.0, "a new node agent")
-    until(lambda: running.json("node", "list")[0]["state"] == "ready", 20.0, "the node")
+    until(lambda: running.admin("nodes")["items"][0]["state"] == "ready", 20.0, "the node")
     assert engine_pid(running) == pid
     os.kill(pid, 0)
 
@@ -102,7 +102,7 @@ def test_run_of_a_new_model_waits_for_a_stopped_node_agent_and_says_why(running:
     agent = running.part_pid("node_agent")
     kill(agent, signal.SIGSTOP)
     try:
-        until(lambda: running.json("node", "list")[0]["state"] != "ready", 30.0, "the node to be suspect")
+        until(lambda: running.admin("nodes")["items"][0]["state"] != "ready", 30.0, "the node to be suspect")
         asked = running.start("run", "fake", "hello")
         said: list[str] = []
         assert asked.stderr is not None
