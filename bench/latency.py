@@ -44,7 +44,8 @@ def measured(running: Running) -> list[Section]:
         Section(
             title="Latency added by the front door",
             method="One client, one kept-alive connection each to the engine (`fake`, one token) and to the door, "
-            f"asked in turn {PAIRS} times after {WARM_UP} warm-up pairs; 2.4 KB chat body. Added: the difference pair by pair.",
+            f"asked in turn {PAIRS} times after {WARM_UP} warm-up pairs; 2.4 KB chat body. "
+            "Added: the difference pair by pair.",
             header=("figure", "engine alone", "through the door", "added", "bar"),
             rows=tuple(rows),
         )

@@ -26,8 +26,8 @@ def measured(running: Running) -> list[Section]:
         Section(
             title="`slice up` to the first streamed token",
             method=f"{RUNS} runs in turn. From the start of the `slice up` process to the first content chunk "
-            "of a streamed chat completion through the front door. Empty database: packages, engine and model installed, no "
-            "database directory, no key. Second start: the same data directory after `slice down`.",
+            "of a streamed chat completion through the front door. Empty database: packages, engine and model "
+            "installed, no database directory, no key. Second start: the same data directory after `slice down`.",
             header=("start", "median", "minimum", "maximum", "bar"),
             rows=(("empty database", *spread(empty, "s"), "15 s"), ("second start", *spread(second, "s"), "10 s")),
         ),

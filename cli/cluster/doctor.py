@@ -196,18 +196,18 @@ def _parts(block: ClusterBlock) -> Iterable[Finding]:
             detail=f"pid {process.pid}" if process else "not running",
             hint="" if process else f"its log is {log}",
         )
-    handle = asyncio.run(_door_state(block))
+    state = asyncio.run(_door_state(block))
     yield Finding(
         name="front door",
-        is_ok=handle == "running",
-        detail=handle,
-        hint="" if handle == "running" else f"its log is {block.log_dir / 'door.log'}",
+        is_ok=state == "running",
+        detail=state,
+        hint="" if state == "running" else f"its log is {block.log_dir / 'door.log'}",
     )
 
 
 async def _door_state(block: ClusterBlock) -> str:
-    handle = await door.shim_client.attach(door.door_socket(block))
-    return "not running" if handle is None else (await handle.status()).state
+    living = await door.handle(block)
+    return "not running" if living is None else (await living.status()).state
 
 
 def _exposure(block: ClusterBlock) -> Iterable[Finding]:
@@ -240,8 +240,8 @@ def _exposure(block: ClusterBlock) -> Iterable[Finding]:
 
 
 async def _door_leader(block: ClusterBlock) -> int | None:
-    handle = await door.shim_client.attach(door.door_socket(block))
-    if handle is None:
+    living = await door.handle(block)
+    if living is None:
         return None
-    leader = (await handle.status()).leader
+    leader = (await living.status()).leader
     return leader.pid if leader is not None else None

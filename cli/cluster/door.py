@@ -29,12 +29,17 @@ def door_record(block: ClusterBlock) -> Path:
     return block.door_dir / "shim"
 
 
+async def handle(block: ClusterBlock) -> ShimHandle | None:
+    """Return the door's living shim, or None."""
+    return await shim_client.attach(door_socket(block))
+
+
 async def clear(block: ClusterBlock) -> None:
     """End the door and everything it started, whether its shim lives or was killed."""
-    handle = await shim_client.attach(door_socket(block))
-    if handle is not None:
-        await handle.stop(STOP_GRACE_S)
-        await handle.release()
+    living = await handle(block)
+    if living is not None:
+        await living.stop(STOP_GRACE_S)
+        await living.release()
     await shim_client.sweep(door_record(block))
     door_socket(block).unlink(missing_ok=True)
 
@@ -64,10 +69,10 @@ class DoorPart:
 
     async def adopt(self) -> bool:
         """Attach to a living shim whose host program still runs."""
-        handle = await shim_client.attach(door_socket(self._block))
-        if handle is None or (await handle.status()).state != "running":
+        living = await handle(self._block)
+        if living is None or (await living.status()).state != "running":
             return False
-        self._handle = handle
+        self._handle = living
         return True
 
     async def start(self) -> None:
@@ -79,7 +84,7 @@ class DoorPart:
             shim_id="door",
             argv=(sys.executable, "-m", "cli.roots.door", str(self._config_file)),
             env=self._environment,
-            cwd="/",
+            cwd=Path("/"),
             log_path=self._block.log_dir / "door.log",
             record_dir=door_record(self._block),
             socket_path=door_socket(self._block),
@@ -99,7 +104,7 @@ class DoorPart:
             return Ended(status=None)
         try:
             status = await self._handle.wait_exit()
-        except (Failure, OSError, EOFError):
+        except Failure:
             # The shim itself was killed; `start` sweeps what it left.
             return Ended(status=None)
         return Ended(status=status.exit_code)

@@ -42,11 +42,15 @@ class Journal:
         self._file = file
         self._clock = clock
         self._began = clock.monotonic()
+        self._last: tuple[str, str, str] | None = None
         self._file.write_text("")
         self._file.chmod(0o600)
 
     def write(self, mark: Mark, step: str, message: str, data: Mapping[str, object] | None = None) -> None:
-        """Append one line."""
+        """Append one line, unless it says again what the last one said."""
+        if self._last == (mark, step, message):
+            return
+        self._last = (mark, step, message)
         elapsed = round(self._clock.monotonic() - self._began, 3)
         record = {"mark": mark.value, "step": step, "message": message, "elapsed_s": elapsed, "data": dict(data or {})}
         with self._file.open("a") as stream:

@@ -206,7 +206,12 @@ class EmbeddedPostgres:
             stderr=asyncio.subprocess.STDOUT,
             user=self.run_as.user,
         )
-        output, _ = await process.communicate(stdin.encode())
+        try:
+            output, _ = await process.communicate(stdin.encode())
+        finally:
+            if process.returncode is None:  # we are being cancelled: let it tidy up, and be gone before a new try
+                process.terminate()
+                await asyncio.shield(process.wait())
         if process.returncode != 0:
             last = output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise Failure(

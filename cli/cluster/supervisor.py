@@ -8,18 +8,15 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from cli.cluster import starter, teardown
 from cli.cluster.journal import Journal, Mark
 from cli.cluster.parts import Part
 from core.clock import Clock
 from core.errors import Failure
-from core.infra.cluster import ClusterBlock
 from core.infra.logs import Log
-from core.infra.settings import Settings
 from core.infra.tasks import TaskGuard
 
 _BACKOFF_FIRST_S = 0.2  # PostgreSQL needs a moment until a dead postmaster's lock file is seen as stale
@@ -73,21 +70,24 @@ class SupervisorLock:
 
 
 class Supervisor:
-    """Keeps parts alive until it is told to stop or one of them says that it never can be."""
+    """Keeps parts alive until it is told to stop or one of them says that it never can be.
+
+    `first_use` runs once when all parts are ready, before the cluster is announced; `teardown` ends every part.
+    """
 
     def __init__(
         self,
         *,
-        block: ClusterBlock,
-        settings: Settings,
         parts: Sequence[Part],
+        first_use: Callable[[], Awaitable[None]],
+        teardown: Callable[[], Awaitable[None]],
         journal: Journal,
         clock: Clock,
         log: Log,
     ) -> None:
-        self._block = block
-        self._settings = settings
         self._parts = parts
+        self._first_use = first_use
+        self._teardown = teardown
         self._journal = journal
         self._clock = clock
         self._log = log
@@ -114,7 +114,9 @@ class Supervisor:
         self._log.info("supervisor_stops", failure=str(self._failure or ""))
         if self._failure is not None:
             self._journal.write(Mark.ENDED, "cluster", str(self._failure), self._failure.as_json())
-        await teardown.teardown(self._block)
+        await self._teardown()
+        for part in self._parts:
+            await part.ended()  # reaps those that are our children
         return self._failure
 
     def _give_up(self, failure: Failure) -> None:
@@ -126,7 +128,7 @@ class Supervisor:
         for is_ready in readiness:
             await is_ready.wait()
         try:
-            await starter.ensure(self._block, self._settings, self._journal)
+            await self._first_use()
         except Failure as failure:
             # The cluster itself is up: an operator can act on it, so this is no reason to end it.
             self._journal.write(Mark.FAILED, "starter", str(failure), failure.as_json())

@@ -75,7 +75,7 @@ def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
 
 async def _clear_dead_door(block: ClusterBlock) -> None:
     """End what a killed shim left of a door: its HAProxy would hold the port that the new one needs."""
-    if await door.shim_client.attach(door.door_socket(block)) is None:
+    if await door.handle(block) is None:
         await door.clear(block)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from cli.cluster import recording
+from cli.cluster import recording, starter, teardown
 from cli.cluster.journal import Journal, Mark
 from cli.cluster.supervisor import Supervisor, SupervisorLock
 from cli.cluster.wiring import parts_of
@@ -31,7 +31,12 @@ async def supervise(block: ClusterBlock) -> Failure | None:
             journal.write(Mark.ENDED, "cluster", str(failure), failure.as_json())
             return failure
         supervisor = Supervisor(
-            block=block, settings=wanted, parts=parts, journal=journal, clock=clock, log=Log("supervisor", clock)
+            parts=parts,
+            first_use=lambda: starter.ensure(block, wanted, journal),
+            teardown=lambda: teardown.teardown(block),
+            journal=journal,
+            clock=clock,
+            log=Log("supervisor", clock),
         )
         return await supervisor.run()
 

@@ -55,7 +55,8 @@ def llamacpp(running: Running, model: Path, served_name: str, settings: Settings
         process = subprocess.Popen(launch.argv, env={**os.environ, **launch.env}, stdout=log, stderr=log, cwd=work)
     try:
         while not _is_healthy(f"{base}{adapter.health.path}"):
-            assert process.poll() is None and time.perf_counter() - began < 60, (work / "log").read_text()
+            assert process.poll() is None, (work / "log").read_text()
+            assert time.perf_counter() - began < 60, "llama.cpp did not become healthy"
             time.sleep(0.005)
         yield Direct(base_url=base, load_s=time.perf_counter() - began)
     finally:

@@ -1,0 +1,144 @@
+"""The supervisor on parts that are small real processes: restarts, adoption, fatal ends, the lock."""
+
+import asyncio
+import io
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.cluster.journal import Journal, JournalReader, Mark
+from cli.cluster.parts import FATAL_EXIT, Part, ProcessPart, recorded, stop_process
+from cli.cluster.supervisor import Supervisor, SupervisorLock
+from core.infra.clock import SystemClock
+from core.infra.cluster import ClusterBlock
+from core.infra.logs import Log
+from core.infra.processes import send_signal
+from core.infra.settings import process_environment
+from tests.waiting import until_async
+
+SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+
+
+class Harness:
+    """A supervisor over given parts, with what it asked of its surroundings written down."""
+
+    def __init__(self, block: ClusterBlock, parts: list[Part]) -> None:
+        self.block = block
+        self.calls: list[str] = []
+        clock = SystemClock()
+        self.journal_file = block.log_dir / "start.jsonl"
+        self.supervisor = Supervisor(
+            parts=parts,
+            first_use=self._first_use,
+            teardown=self._teardown,
+            journal=Journal(self.journal_file, clock),
+            clock=clock,
+            log=Log("supervisor", clock, io.StringIO()),
+        )
+
+    async def _first_use(self) -> None:
+        self.calls.append("first use")
+
+    async def _teardown(self) -> None:
+        self.calls.append("teardown")
+        for name in ("one", "two"):
+            process = recorded(self.block.parts_dir, name)
+            if process is not None:
+                await stop_process(process, signal.SIGTERM, 5.0)
+
+    def marks(self) -> list[tuple[Mark, str]]:
+        return [(line.mark, line.step) for line in JournalReader(self.journal_file).new_lines()]
+
+
+def part(block: ClusterBlock, name: str, argv: list[str] | None = None) -> ProcessPart:
+    async def is_ready() -> bool:
+        return recorded(block.parts_dir, name) is not None
+
+    return ProcessPart(
+        name=name,
+        argv=argv or SLEEPER,
+        environment=process_environment(),
+        log_file=block.log_dir / f"{name}.log",
+        parts_dir=block.parts_dir,
+        is_ready=is_ready,
+    )
+
+
+async def test_all_parts_are_started_announced_and_ended(block: ClusterBlock) -> None:
+    harness = Harness(block, [part(block, "one"), part(block, "two")])
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(harness.supervisor.run())
+        await until_async(lambda: _is(Mark.READY, harness), what="the announcement")
+        assert harness.calls == ["first use"]
+        harness.supervisor.stop()
+    assert running.result() is None
+    assert harness.calls == ["first use", "teardown"]
+    assert recorded(block.parts_dir, "one") is None
+
+
+async def test_a_killed_part_is_started_again(block: ClusterBlock) -> None:
+    harness = Harness(block, [part(block, "one")])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        await until_async(lambda: _is(Mark.READY, harness))
+        first = recorded(block.parts_dir, "one")
+        assert first is not None
+        send_signal(first, signal.SIGKILL)
+
+        async def is_replaced() -> bool:
+            return recorded(block.parts_dir, "one") not in {None, first}
+
+        await until_async(is_replaced, what="a new process")
+        harness.supervisor.stop()
+    assert (Mark.FAILED, "one") in harness.marks()
+
+
+async def test_a_living_part_of_a_dead_supervisor_is_adopted(block: ClusterBlock) -> None:
+    left = part(block, "one")
+    await left.start()
+    before = recorded(block.parts_dir, "one")
+    harness = Harness(block, [part(block, "one")])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        await until_async(lambda: _is(Mark.READY, harness))
+        assert recorded(block.parts_dir, "one") == before
+        harness.supervisor.stop()
+    await left.ended()
+
+
+async def test_a_part_that_can_never_start_ends_the_cluster_with_its_reason(block: ClusterBlock) -> None:
+    word = json.dumps({"code": "storage.schema_newer", "message": "too new", "hint": "upgrade"})
+    script = f"open({str(block.parts_dir / 'one.failure.json')!r}, 'w').write({word!r}); raise SystemExit({FATAL_EXIT})"
+    telling = part(block, "one", [sys.executable, "-I", "-S", "-c", script])
+    harness = Harness(block, [telling])
+    failure = await harness.supervisor.run()
+    assert failure is not None
+    assert failure.code == "storage.schema_newer"
+    ended = [line for line in JournalReader(harness.journal_file).new_lines() if line.mark is Mark.ENDED]
+    assert json.dumps(dict(ended[0].data)).count("storage.schema_newer") == 1
+    assert harness.calls[-1] == "teardown"
+
+
+def test_the_lock_has_one_holder_and_vanishes_with_it(tmp_path: Path) -> None:
+    first, second = SupervisorLock(tmp_path), SupervisorLock(tmp_path)
+    assert first.try_hold()
+    assert not second.try_hold()
+    assert second.holder() is not None
+    first.release()
+    assert second.holder() is None
+    assert second.try_hold()
+    second.release()
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"mark": "begun"'], ids=["empty", "half a line"])
+def test_a_reader_of_a_growing_journal_waits_for_whole_lines(tmp_path: Path, torn: bytes) -> None:
+    file = tmp_path / "start.jsonl"
+    file.write_bytes(torn)
+    assert list(JournalReader(file).new_lines()) == []
+
+
+async def _is(mark: Mark, harness: Harness) -> bool:
+    return any(found is mark for found, _ in harness.marks())
