@@ -72,6 +72,7 @@ class ModelFacts:
     key_length: int | None = None
     value_length: int | None = None
     embedding_length: int | None = None
+    feed_forward_length: int | None = None
     vocabulary: int | None = None
     context_length: int | None = None
     parameters: int | None = None
@@ -131,7 +132,10 @@ class Dialect:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingSpec:
-    """One setting of a deployment: its meaning, unit and bounds; shown by `slice show` and checked at the edge."""
+    """One setting of a deployment: its meaning, unit and bounds; shown by `slice show` and checked at the edge.
+
+    `capped_by` names the field of `ModelFacts` that bounds the value for one model, "" when none does.
+    """
 
     name: str
     meaning: str
@@ -140,6 +144,7 @@ class SettingSpec:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    capped_by: str = ""
 
 
 class Adapter(Protocol):

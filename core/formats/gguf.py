@@ -53,6 +53,7 @@ _PER_ARCHITECTURE = (
     ".block_count",
     ".context_length",
     ".embedding_length",
+    ".feed_forward_length",
     ".vocab_size",
     ".attention.head_count",
     ".attention.head_count_kv",
@@ -65,8 +66,8 @@ _PER_ARCHITECTURE = (
 class GgufHeader:
     """What a GGUF file says of itself; None where it does not say, sizes in bytes.
 
-    `heads` and `kv_heads` are the largest of any layer where layers differ. `key_length` and `value_length` are per
-    head. `parameters` counts the elements of all tensors, `tensor_bytes` their bytes.
+    `heads`, `kv_heads` and `feed_forward_length` are the largest of any layer where layers differ. `key_length` and
+    `value_length` are per head. `parameters` counts the elements of all tensors, `tensor_bytes` their bytes.
     """
 
     version: int
@@ -79,6 +80,7 @@ class GgufHeader:
     key_length: int | None
     value_length: int | None
     embedding_length: int | None
+    feed_forward_length: int | None
     vocabulary: int | None
     context_length: int | None
     parameters: int
@@ -99,6 +101,7 @@ class GgufHeader:
                 "key_length": self.key_length,
                 "value_length": self.value_length,
                 "embedding_length": self.embedding_length,
+                "feed_forward_length": self.feed_forward_length,
                 "vocabulary": self.vocabulary,
                 "context_length": self.context_length,
                 "parameters": self.parameters,
@@ -356,6 +359,7 @@ def _header(version: int, file_size: int, values: _Values, sums: _TensorSums) ->
         key_length=fact("attention.key_length") or head_length,
         value_length=fact("attention.value_length") or head_length,
         embedding_length=embedding,
+        feed_forward_length=fact("feed_forward_length"),
         vocabulary=values.vocabulary or fact("vocab_size") or sums.embedding_rows,
         context_length=fact("context_length"),
         parameters=sums.parameters,

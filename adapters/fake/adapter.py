@@ -1,0 +1,163 @@
+"""Describes the fake engine: a real server process for tests, demos and fire drills that needs no model.
+
+In: host facts, settings, a launch request. Out: values. Called through `adapters.contract.Adapter`; starts nothing. It
+ships in the product, so that an operator can rehearse an engine's death on a real cluster.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from adapters.contract import (
+    Dialect,
+    Endpoint,
+    Fingerprint,
+    Health,
+    HostFacts,
+    InstallPlan,
+    Launch,
+    LaunchRequest,
+    ModelFacts,
+    Settings,
+    SettingSpec,
+)
+from core.devices import DeviceKind
+from core.footprint import Footprint, Provenance
+from core.units import MIB
+
+_PROGRAM = str(PurePosixPath(__file__).parent / "program" / "serve.py")
+_CONFIGURATION = "fake.json"
+_PROCESS_BYTES = 24 * MIB
+"""PSS of the program without a load is 13 MiB; threads of many streams add to it."""
+
+
+def _whole(name: str, meaning: str, default: int = 0, minimum: int = 0, maximum: int = 1_000_000) -> SettingSpec:
+    return SettingSpec(name=name, meaning=meaning, kind=int, default=default, minimum=minimum, maximum=maximum)
+
+
+def _seconds(name: str, meaning: str) -> SettingSpec:
+    return SettingSpec(name=name, meaning=meaning, kind=float, default=0.0, minimum=0.0, maximum=86_400.0)
+
+
+def _switch(name: str, meaning: str) -> SettingSpec:
+    return SettingSpec(name=name, meaning=meaning, kind=bool, default=False)
+
+
+_SPECS = (
+    _whole("tokens", "tokens of an answer whose request sets no limit", default=16, minimum=1),
+    _whole("context", "tokens that prompt and answer may have together", default=4096, minimum=1),
+    SettingSpec(
+        name="token_delay_ms",
+        meaning="milliseconds before each token",
+        kind=float,
+        default=0.0,
+        minimum=0.0,
+        maximum=3_600_000.0,
+    ),
+    _whole("memory_bytes", "bytes that it really allocates", maximum=2**50),
+    _seconds("start_delay_s", "seconds during which /health answers 503"),
+    _whole(
+        "exit_at_start", "exit code with which it ends at once, -1 for not at all", default=-1, minimum=-1, maximum=255
+    ),
+    _whole("die_at_token", "kill itself before this token of an answer, counted from 1; 0 for never"),
+    _whole("hang_at_token", "send nothing more from this token of an answer on, counted from 1; 0 for never"),
+    _switch("malformed_stream", "send a broken event in the middle of a stream"),
+    _switch("truncate_stream", "cut the connection in the middle of a stream"),
+    _whole("http_status", "answer every request for tokens with this error status; 0 for none", maximum=599),
+    _switch("ignore_sigterm", "do not end on SIGTERM"),
+    _whole("fork_tree", "children in sessions of their own, with other names, that outlive it", maximum=64),
+    _switch("hold_port", "a child keeps the listening port after it died"),
+)
+_DEFAULTS = {spec.name: spec.default for spec in _SPECS}
+
+
+class Fake:
+    """The adapter of the fake engine."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        return "fake"
+
+    @property
+    def default_version(self) -> str:
+        """The version; it comes with Slice."""
+        return "1"
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """It takes a model of any format, or none, and reads nothing of it."""
+        return frozenset({"", "gguf"})
+
+    @property
+    def setting_specs(self) -> tuple[SettingSpec, ...]:
+        """Every setting a deployment may give."""
+        return _SPECS
+
+    @property
+    def health(self) -> Health:
+        """`/health` needs no key and answers 503 until `start_delay_s` has passed."""
+        return Health(path="/health", start_timeout_s=60.0, probe_interval_s=2.0, stop_grace_s=3.0)
+
+    @property
+    def dialect(self) -> Dialect:
+        """OpenAI's paths, and llama.cpp's word for a prompt that does not fit."""
+        return Dialect(
+            paths={
+                Endpoint.CHAT: "/v1/chat/completions",
+                Endpoint.COMPLETIONS: "/v1/completions",
+                Endpoint.EMBEDDINGS: "/v1/embeddings",
+            },
+            overflow_types=frozenset({"exceed_context_size_error"}),
+        )
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Our metric name -> the program's."""
+        return {
+            "slice_engine_prompt_tokens_total": "fake:prompt_tokens_total",
+            "slice_engine_generated_tokens_total": "fake:tokens_predicted_total",
+            "slice_engine_requests_running": "fake:requests_processing",
+            "slice_engine_requests_waiting": "fake:requests_deferred",
+        }
+
+    def fingerprint(self, host: HostFacts) -> Fingerprint:
+        """Return that it runs wherever Linux's process calls do."""
+        if host.system != "linux":
+            return Fingerprint(is_usable=False, reason=f"the fake engine needs Linux, not {host.system}")
+        return Fingerprint(is_usable=True, device_kinds=frozenset({DeviceKind.CPU}))
+
+    def install_plan(self, version: str) -> InstallPlan:
+        """Return that there is nothing to install."""
+        return InstallPlan(requirements=())
+
+    def launch(self, request: LaunchRequest) -> Launch:
+        """Return its process; key and settings stand in a file."""
+        settings = {**_DEFAULTS, **request.settings}
+        configuration = {
+            "served_name": request.served_name,
+            "host": request.host,
+            "port": request.port,
+            "api_key": request.api_key,
+            **{name: settings[name] for name in _DEFAULTS},
+        }
+        path = PurePosixPath(request.work_dir) / _CONFIGURATION
+        return Launch(
+            argv=(request.python, "-I", "-S", _PROGRAM, str(path)),
+            files={_CONFIGURATION: json.dumps(configuration, indent=1)},
+        )
+
+    def endpoints(self, settings: Settings) -> frozenset[Endpoint]:
+        """Return all of them."""
+        return frozenset(Endpoint)
+
+    def footprint(self, facts: ModelFacts, settings: Settings) -> Footprint:
+        """Return what it was told to allocate, and its process; the model's own size does not matter."""
+        told = settings.get("memory_bytes", 0)
+        return Footprint(
+            weights_bytes=told if isinstance(told, int) else 0,
+            kv_cache_bytes=0,
+            compute_bytes=0,
+            overhead_bytes=_PROCESS_BYTES,
+            provenance=Provenance.COMPUTED,
+        )

@@ -1,0 +1,33 @@
+"""The engines that Slice knows: one line each.
+
+In: a name people typed. Out: the adapter. Called by the controller, the node agent, the front door and the CLI. A new
+engine is one folder beside this file and one line in `adapters`.
+"""
+
+from adapters.contract import Adapter
+from adapters.fake.adapter import Fake
+from adapters.llamacpp.adapter import LlamaCpp
+from core.errors import Failure
+from core.names import did_you_mean
+
+
+def adapters() -> tuple[Adapter, ...]:
+    """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
+    return (LlamaCpp(), Fake())
+
+
+def adapter(name: str) -> Adapter:
+    """Return the adapter called `name`.
+
+    Raises:
+        Failure: `engine.unknown`, with the closest name.
+    """
+    known = {one.name: one for one in adapters()}
+    if name not in known:
+        raise Failure(
+            "engine.unknown",
+            f"there is no engine {name[:80]!r}.{did_you_mean(name, known)}",
+            hint=f"known engines: {', '.join(sorted(known))}",
+            param="engine",
+        )
+    return known[name]
