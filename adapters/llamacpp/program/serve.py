@@ -8,6 +8,7 @@ reason stands in the last line on stderr.
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -60,6 +61,17 @@ def _fail(code: int, reason: str) -> None:
     os._exit(code)
 
 
+def _port_fault(host: str, port: int) -> str:
+    """Return why the port cannot be had; llama.cpp itself would find out after loading and not say which it was."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
 def main() -> None:
     # Signals are masked before llama.cpp starts its threads, which inherit the mask; one thread waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -74,10 +86,12 @@ def main() -> None:
         parameters = _parameters(wanted)
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         _fail(2, f"the configuration is unusable: {error!r}")
+    if fault := _port_fault(wanted["host"], wanted["port"]):
+        _fail(4, f"cannot listen on {wanted['host']}:{wanted['port']}: {fault}")
     try:
         server = xllamacpp.Server(parameters)
     except Exception as error:
-        _fail(3, f"llama.cpp could not load the model: {error}")
+        _fail(3, f"llama.cpp did not load {wanted['model_path']}; the lines above say why ({error})")
     expected = f"http://{wanted['host']}:{wanted['port']}"
     if server.listening_address != expected:
         _fail(4, f"llama.cpp listens on {server.listening_address or 'nothing'} instead of {expected}")
