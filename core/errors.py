@@ -45,6 +45,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "settings.invalid": (Kind.USAGE, Retry.NEVER),
     "settings.unknown_key": (Kind.USAGE, Retry.NEVER),
     "settings.unreadable": (Kind.USAGE, Retry.NEVER),
+    "context.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "auth.missing": (Kind.DENIED, Retry.NEVER),
     "auth.invalid": (Kind.DENIED, Retry.NEVER),
     "auth.key_revoked": (Kind.DENIED, Retry.NEVER),

@@ -175,6 +175,21 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     return Loaded(settings=dataclasses.replace(Settings(), **values), origin=origin)  # type: ignore[arg-type]
 
 
+def faults(file: Path) -> tuple[Failure, ...]:
+    """Return every fault of a settings file, one for each wrong key; empty when it is fine.
+
+    Raises:
+        Failure: `settings.unreadable` or `settings.invalid` when it cannot be read as TOML at all.
+    """
+    found = []
+    for key, value in _from_file(file).items():
+        try:
+            _checked(key, value, "file")
+        except Failure as failure:
+            found.append(failure)
+    return tuple(found)
+
+
 def process_environment() -> Mapping[str, str]:
     """Return this process's environment: the one place where it is read."""
     return dict(os.environ)

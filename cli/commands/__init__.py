@@ -1,0 +1,1 @@
+"""One module per family of commands, named by `cli.tree`. Each parses flags, asks the API and prints."""

@@ -1,0 +1,41 @@
+"""`slice alias set|list|rm`."""
+
+from typing import Annotated
+
+import typer
+
+from cli import reach
+from cli.invocation import Invocation
+from cli.options import Output, OutputOption
+from cli.printing import Printer
+from cli.views import ALIASES
+
+
+def set_(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The public name, e.g. `chat-default`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model it stands for.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let a name stand for a model; an existing alias moves."""
+    invocation: Invocation = ctx.obj
+    made = reach.admin(invocation).put("aliases", name, body={"model": model})
+    Printer(invocation, output).done(made, ALIASES, f"{name} stands for {model}")
+
+
+def list_(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the aliases."""
+    invocation: Invocation = ctx.obj
+    Printer(invocation, output).listing(reach.admin(invocation).get("aliases"), ALIASES)
+
+
+def rm(
+    ctx: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Aliases to delete.")],
+) -> None:
+    """Delete aliases; their models stay."""
+    invocation: Invocation = ctx.obj
+    client = reach.admin(invocation)
+    for name in names:
+        client.delete("aliases", name)
+        invocation.terminal.note(f"deleted alias {name}")

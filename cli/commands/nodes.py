@@ -1,0 +1,29 @@
+"""`slice node list|show`."""
+
+from typing import Annotated
+
+import typer
+
+from cli import facts, reach
+from cli.invocation import Invocation
+from cli.options import Output, OutputOption
+from cli.printing import Printer
+from cli.views import NODES
+
+
+def list_(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the nodes."""
+    invocation: Invocation = ctx.obj
+    Printer(invocation, output).listing(reach.admin(invocation).get("nodes"), NODES)
+
+
+def show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Node name.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one node, its devices and its engines."""
+    invocation: Invocation = ctx.obj
+    found = reach.admin(invocation).get("nodes", name)
+    printer = Printer(invocation, output)
+    printer.thing(found, NODES, facts.node_facts(found, invocation.clock.now(), is_wide=printer.is_wide))

@@ -1,0 +1,156 @@
+"""Fact sheets: one thing of the admin API in full, for `slice show`, `slice node show` and `slice status`.
+
+Pure: API objects come in, labelled texts and part tables go out.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from cli.human import ABSENT, age, count_text, size
+from cli.tables import Column, Facts, Item, View, table
+from cli.views import DEPLOYMENTS, newest_version
+
+_FILES = View(
+    name=lambda item: str(item.get("path")),
+    empty="",
+    columns=(
+        Column(title="PATH", cell=lambda item, _: str(item.get("path") or ABSENT)),
+        Column(title="SIZE", cell=lambda item, _: size(item.get("size_bytes")), is_number=True),
+        Column(title="ON NODES", cell=lambda item, _: ", ".join(item.get("nodes") or []) or ABSENT),
+        Column(title="SHA256", cell=lambda item, _: str(item.get("sha256") or ABSENT), is_wide=True),
+    ),
+)
+
+_DEVICES = View(
+    name=lambda item: str(item.get("id")),
+    empty="",
+    columns=(
+        Column(title="ID", cell=lambda item, _: str(item.get("id") or ABSENT)),
+        Column(title="KIND", cell=lambda item, _: str(item.get("kind") or ABSENT)),
+        Column(title="NAME", cell=lambda item, _: _device_name(item), is_prose=True),
+        Column(title="TOTAL", cell=lambda item, _: size(item.get("total_bytes")), is_number=True),
+        Column(title="FREE", cell=lambda item, _: size(item.get("free_bytes")), is_number=True),
+        Column(title="PROMISED", cell=lambda item, _: size(item.get("promised_bytes")), is_number=True),
+        Column(title="BUSY", cell=lambda item, _: _percent(item.get("utilisation")), is_number=True),
+        Column(title="TEMP", cell=lambda item, _: _with_unit(item.get("temperature_c"), " °C"), is_number=True),
+        Column(title="POWER", cell=lambda item, _: _with_unit(item.get("power_w"), " W"), is_number=True),
+    ),
+)
+
+_ENGINES = View(
+    name=lambda item: str(item.get("engine")),
+    empty="",
+    columns=(
+        Column(title="ENGINE", cell=lambda item, _: str(item.get("engine") or ABSENT)),
+        Column(title="USABLE", cell=lambda item, _: "yes" if item.get("is_usable") else "no"),
+        Column(title="ON", cell=lambda item, _: ", ".join(item.get("device_kinds") or []) or ABSENT),
+        Column(title="INSTALLED", cell=lambda item, _: ", ".join(item.get("installed_versions") or []) or ABSENT),
+        Column(title="REASON", cell=lambda item, _: str(item.get("reason") or ABSENT), is_prose=True, is_optional=True),
+    ),
+)
+
+
+def _device_name(device: Item) -> str:
+    return f"{device.get('name') or ABSENT}{' (simulated)' if device.get('is_simulated') else ''}"
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.0f}%" if isinstance(share, int | float) else ABSENT
+
+
+def _with_unit(number: object, unit: str) -> str:
+    return f"{number:.0f}{unit}" if isinstance(number, int | float) else ABSENT
+
+
+def _text(value: object) -> str:
+    return ABSENT if value is None or value in ("", [], {}) else str(value)
+
+
+def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_wide: bool) -> Facts:
+    """Return the sheet of a model: its newest version's facts, its files and its deployments."""
+    version = newest_version(model)
+    return Facts(
+        facts=(
+            ("name", _text(model.get("name"))),
+            ("version", _text(version.get("number"))),
+            ("digest", _text(version.get("digest"))),
+            ("source", _text(version.get("source"))),
+            ("architecture", _text(version.get("architecture"))),
+            ("parameters", count_text(version.get("parameters"))),
+            ("quantization", _text(version.get("quantization"))),
+            ("format", _text(version.get("format"))),
+            ("context length", _text(version.get("context_length"))),
+            ("size", size(version.get("size_bytes"))),
+            ("aliases", ", ".join(model.get("aliases") or []) or ABSENT),
+            ("age", age(model.get("created_at"), now)),
+        ),
+        parts=(
+            ("files", table(_FILES, version.get("files") or [], now, is_wide=is_wide)),
+            ("deployments", table(DEPLOYMENTS, deployments, now, is_wide=is_wide)),
+            *((f"settings of {item.get('name')}", _settings(item, now)) for item in deployments),
+        ),
+    )
+
+
+def _settings(deployment: Item, now: datetime) -> Any:
+    pairs = [{"key": key, "value": value} for key, value in (deployment.get("settings") or {}).items()]
+    view = View(
+        name=lambda item: str(item["key"]),
+        empty="",
+        columns=(
+            Column(title="SETTING", cell=lambda item, _: str(item["key"])),
+            Column(title="VALUE", cell=lambda item, _: str(item["value"])),
+        ),
+    )
+    return table(view, pairs, now, is_wide=False)
+
+
+def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
+    """Return the sheet of a node: the machine, its devices and its engines."""
+    seen = node.get("last_seen_s_ago")
+    labels = ", ".join(f"{key}={value}" for key, value in (node.get("labels") or {}).items())
+    return Facts(
+        facts=(
+            ("name", _text(node.get("name"))),
+            ("id", _text(node.get("id"))),
+            ("state", _text(node.get("state"))),
+            ("seen", f"{seen:.1f}s ago" if isinstance(seen, int | float) else ABSENT),
+            (
+                "machine",
+                f"{_text(node.get('system'))} {_text(node.get('machine'))}, host {_text(node.get('hostname'))}",
+            ),
+            ("cpus", _text(node.get("cpu_count"))),
+            ("memory", size(node.get("memory_bytes"))),
+            ("disk", f"{size(node.get('disk_free_bytes'))} free of {size(node.get('disk_total_bytes'))}"),
+            ("labels", labels or ABSENT),
+            ("node agent", _text(node.get("agent_version"))),
+            ("generation", f"{_text(node.get('applied_generation'))} of {_text(node.get('generation'))} applied"),
+        ),
+        parts=(
+            ("devices", table(_DEVICES, node.get("devices") or [], now, is_wide=is_wide)),
+            ("engines", table(_ENGINES, node.get("engines") or [], now, is_wide=is_wide)),
+        ),
+    )
+
+
+def status_facts(status: Item) -> Facts:
+    """Return the sheet of the whole cluster."""
+
+    def ready(key: str) -> str:
+        counts = status.get(key) or {}
+        return f"{counts.get('ready', 0)} of {counts.get('total', 0)} ready"
+
+    return Facts(
+        facts=(
+            ("cluster", _text(status.get("cluster_id"))),
+            ("version", _text(status.get("version"))),
+            ("nodes", ready("nodes")),
+            ("deployments", ready("deployments")),
+            ("replicas", ready("replicas")),
+            ("front doors", f"{_text(status.get('doors'))}, routes at version {_text(status.get('route_version'))}"),
+            ("OpenAI base URL", _text(status.get("openai_base_url"))),
+            ("leader epoch", _text(status.get("leader_epoch"))),
+            ("schema", _text(status.get("schema"))),
+        )
+    )

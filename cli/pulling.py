@@ -1,0 +1,75 @@
+"""Brings a model into the cluster and waits for it: what `slice pull` does, and `slice run` before it can answer.
+
+A name and a source come in; a finished pull goes out. Ctrl-C cancels the pull through the API and passes on.
+"""
+
+from dataclasses import dataclass
+
+from cli.client import AdminClient, Json, failure_of
+from cli.polling import looks
+from cli.progress import pull_bar
+from cli.terminal import Terminal
+from core.clock import Clock
+from core.errors import Failure
+
+_MOVING = frozenset({"queued", "running"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """A pull that is done; `was_here` says that the model needed no pull."""
+
+    pull: Json
+    was_here: bool
+
+
+def pulled(client: AdminClient, terminal: Terminal, clock: Clock, *, name: str, source: str | None) -> Pulled:
+    """Pull `name` from `source` (None: the catalogue's) and return the finished pull.
+
+    Raises:
+        Failure: the pull was refused, failed, or was cancelled by somebody.
+        KeyboardInterrupt: the user interrupted; the pull has been cancelled.
+    """
+    pull = client.post("pulls", body={"name": name, "source": source})
+    if pull.get("state") == "done":
+        return Pulled(pull=pull, was_here=True)
+    bar = pull_bar(terminal)
+    try:
+        bar.show(pull)
+        begun = pull
+
+        def tell_outage(reason: str) -> None:
+            bar.show({**begun, "waiting": reason})
+
+        for pull in looks(lambda: client.get("pulls", str(begun["id"])), tell_outage, clock):
+            bar.show(pull)
+            if pull.get("state") not in _MOVING:
+                break
+    except KeyboardInterrupt:
+        bar.close()
+        _cancel(client, terminal, pull)
+        raise
+    finally:
+        bar.close()
+    return Pulled(pull=_checked(pull), was_here=False)
+
+
+def _checked(pull: Json) -> Json:
+    if pull.get("state") == "done":
+        return pull
+    if pull.get("error"):
+        raise failure_of(pull["error"])
+    raise Failure(
+        "source.cancelled",
+        f"the pull of {pull.get('model')} was cancelled",
+        hint=f"`slice pull {pull.get('model')}` resumes it",
+    )
+
+
+def _cancel(client: AdminClient, terminal: Terminal, pull: Json) -> None:
+    try:
+        client.delete("pulls", str(pull["id"]))
+    except Failure as failure:
+        terminal.note(f"the pull could not be cancelled: {failure}")
+        return
+    terminal.note(f"pull cancelled; the part on disk stays, `slice pull {pull.get('model')}` resumes it")

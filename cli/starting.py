@@ -1,0 +1,75 @@
+"""Makes a model answer: pulls, deploys or wakes it when needed, and waits. What `slice run` does before it talks.
+
+A wish comes in; the name to ask the front door for goes out, or why there is none. Called by `cli.commands.run`.
+"""
+
+from dataclasses import dataclass
+
+from cli import pulling, readiness
+from cli.client import AdminClient, Json
+from cli.invocation import Invocation
+from cli.lookup import meant, model_of
+from cli.readiness import NotServing, Serving
+from core.errors import Failure, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user wants to talk with, and how it shall be brought up if it is not."""
+
+    name: str
+    source: str | None = None
+    engine: str | None = None
+    timeout_s: float | None = None
+
+
+def made_to_serve(client: AdminClient, invocation: Invocation, wish: Wish) -> Serving | NotServing:
+    """Return the deployment that serves `wish`, brought up if need be: 1 it exists, 2 it sleeps, 3 it must be made.
+
+    Raises:
+        Failure: the pull or the deployment was refused.
+    """
+    model = model_of(client, wish.name)
+    known = [item for item in client.items("deployments") if not item.get("is_deleting")]
+    found = meant(known, wish.name, lambda: model)
+    if found:
+        chosen = max(found, key=lambda item: (item.get("ready_replicas") or 0, item.get("replicas") or 0))
+        name = str(chosen["name"])
+        if not chosen.get("replicas"):  # 2
+            invocation.terminal.note(f"starting {name}")
+            client.patch("deployments", name, body={"replicas": 1})
+    else:  # 3
+        name = _deployed(client, invocation, wish, model)
+    return readiness.awaited(
+        client, invocation.terminal, invocation.clock, name=name, asked=wish.name, timeout_s=wish.timeout_s
+    )
+
+
+def _deployed(client: AdminClient, invocation: Invocation, wish: Wish, model: str) -> str:
+    if not _is_known(client, model):
+        pulling.pulled(client, invocation.terminal, invocation.clock, name=model, source=wish.source)
+    body: dict[str, object] = {
+        "name": None,
+        "model": model,
+        "engine": wish.engine,
+        "engine_version": None,
+        "replicas": 1,
+        "settings": {},
+    }
+    try:
+        made: Json = client.post("deployments", body=body)
+    except Failure as failure:
+        if failure.code != "deployment.name_taken":
+            raise
+        return model  # somebody else was quicker with the same wish
+    return str(made.get("name") or model)
+
+
+def _is_known(client: AdminClient, model: str) -> bool:
+    try:
+        client.get("models", model)
+    except Failure as failure:
+        if failure.kind is Kind.NOT_FOUND:
+            return False
+        raise
+    return True

@@ -1,0 +1,150 @@
+"""Every command of `slice`: its name, its sentence and where its function lives.
+
+Called by `cli.main`. Nothing named here is imported before it is run. Section "Models" holds Ollama's verbs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from cli.lazy import TYPER_SETTINGS, Entry, GroupEntry, Table, group_class
+from cli.release import release
+
+_MODELS, _CLUSTER, _TOOLS = "Models", "Cluster", "Tools"
+
+
+def _verbs(module: str, section: str, **summaries: str) -> Mapping[str, Entry]:
+    """Return one entry per verb; the function is called as the verb, `_name` after Python's own words."""
+    return {
+        name.rstrip("_"): Entry(target=f"cli.commands.{module}:{name}", summary=summary, section=section)
+        for name, summary in summaries.items()
+    }
+
+
+_LIST = Entry(target="cli.commands.models:list_", summary="List the models of the cluster.", section=_MODELS)
+
+TABLE: Table = {
+    **_verbs("run", _MODELS, run="Chat with a model, or ask it one question; starts it when needed."),
+    **_verbs("pull", _MODELS, pull="Bring a model into the cluster."),
+    **_verbs(
+        "models",
+        _MODELS,
+        list_="List the models of the cluster.",
+        show="Show one model in full.",
+        cp="Give a model a second name, without a second file.",
+        rm="Delete models.",
+        catalog="List the models that can be pulled by name alone.",
+    ),
+    **_verbs("ps", _MODELS, ps="List what is running, and where."),
+    **_verbs("logs", _MODELS, logs="Print the log of an engine."),
+    **_verbs(
+        "deployments",
+        _MODELS,
+        deploy="Deploy a model and leave it running.",
+        deployments="List the deployments.",
+        undeploy="Delete a deployment; its model stays.",
+        scale="Change how many replicas a deployment has.",
+        stop="Stop a model: its deployment gets no replicas.",
+    ),
+    "ls": Entry(target=_LIST.target, summary=_LIST.summary, section=_MODELS, is_alias=True),
+    **_verbs(
+        "lifecycle",
+        _CLUSTER,
+        up="Start the cluster of this machine.",
+        down="Stop the cluster of this machine.",
+        doctor="Say what is wrong with this machine's cluster, and what cures it.",
+    ),
+    **_verbs("status", _CLUSTER, status="Show the whole cluster in a few lines."),
+    **_verbs("events", _CLUSTER, events="Print what happened."),
+    "node": GroupEntry(
+        summary="List and show the machines.",
+        section=_CLUSTER,
+        verbs=_verbs("nodes", "Commands", list_="List the nodes.", show="Show one node, its devices and its engines."),
+    ),
+    "key": GroupEntry(
+        summary="Make and revoke API keys of the front door.",
+        section=_CLUSTER,
+        verbs=_verbs(
+            "keys",
+            "Commands",
+            create="Make an API key; it is shown this once.",
+            list_="List the API keys, never their secrets.",
+            revoke="Revoke an API key; the doors know within 2 s.",
+        ),
+    ),
+    "alias": GroupEntry(
+        summary="Give models stable public names.",
+        section=_CLUSTER,
+        verbs=_verbs(
+            "aliases",
+            "Commands",
+            set_="Let a name stand for a model.",
+            list_="List the aliases.",
+            rm="Delete aliases.",
+        ),
+    ),
+    "config": GroupEntry(
+        summary="Show and check the settings.",
+        section=_TOOLS,
+        verbs=_verbs(
+            "config",
+            "Commands",
+            show="Print every setting, its value and where it came from.",
+            check="Check a settings file and list every fault.",
+        ),
+    ),
+    "context": GroupEntry(
+        summary="Choose between clusters.",
+        section=_TOOLS,
+        verbs=_verbs(
+            "contexts",
+            "Commands",
+            add="Remember a remote cluster.",
+            use="Choose the cluster that commands talk to.",
+            list_="List the remembered clusters.",
+            rm="Forget a remote cluster.",
+        ),
+    ),
+    **_verbs("version", _TOOLS, version="Print the release of this command and of the cluster."),
+    **_verbs("completion", _TOOLS, completion="Print or install the completion of your shell."),
+}
+
+_HELP = "Slice: a cluster for AI models."
+_EPILOG = (
+    "--data-dir and --context may also stand after the command. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, "
+    "4 denied, 5 conflict, 6 unavailable, 130 interrupted."
+)
+
+
+def _version_asked(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"slice {release()}")
+        raise typer.Exit
+
+
+def _root(
+    ctx: typer.Context,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Data directory of a cluster on this machine (SLICE_DATA_DIR)."),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option("--context", metavar="NAME", help="Cluster to talk to, see `slice context` (SLICE_CONTEXT)."),
+    ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the release and exit.", is_eager=True, callback=_version_asked),
+    ] = False,
+) -> None:
+    ctx.obj = ctx.obj.at(data_dir=data_dir, context=context)
+
+
+def root() -> Any:
+    """Return the `slice` command; run it with `main(args, prog_name=, standalone_mode=False, obj=Invocation)`."""
+    app = typer.Typer(cls=group_class(TABLE), help=_HELP, epilog=_EPILOG, **TYPER_SETTINGS)
+    app.callback()(_root)
+    return get_command(app)

@@ -1,0 +1,277 @@
+"""How each kind of thing looks in a table: one `View` per object of docs/admin-api.md.
+
+Pure: API objects come in, texts go out; a field that the server left out is `-`, never a crash.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from cli.human import ABSENT, age, instant, local_time, size
+from cli.tables import Column, Item, View
+
+_DEAD = frozenset({"backoff", "crash_loop", "failed", "lost", "unhealthy"})
+
+
+def _text(*path: str) -> Callable[[Item, datetime], str]:
+    def cell(item: Item, _: datetime) -> str:
+        found: Any = item
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return _shown(found)
+
+    return cell
+
+
+def _shown(value: object) -> str:
+    if value is None or value == "":
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value) or ABSENT
+    return str(value)
+
+
+def _size(key: str) -> Callable[[Item, datetime], str]:
+    return lambda item, _: size(item.get(key))
+
+
+def _age(key: str) -> Callable[[Item, datetime], str]:
+    return lambda item, now: age(item.get(key), now)
+
+
+def _field(key: str) -> Callable[[Item], str]:
+    return lambda item: _shown(item.get(key))
+
+
+def newest_version(model: Item) -> Item:
+    """Return the model's version with the highest number, or an empty object when it has none."""
+    return max(model.get("versions") or [{}], key=lambda version: version.get("number", 0))
+
+
+def _of_newest(key: str) -> Callable[[Item, datetime], str]:
+    return lambda item, _: _shown(newest_version(item).get(key))
+
+
+def _places(model: Item, _: datetime) -> str:
+    files = newest_version(model).get("files") or []
+    return _shown(sorted({node for file in files for node in file.get("nodes") or []}))
+
+
+def _memory(replica: Item, _: datetime) -> str:
+    measured = size(replica.get("memory_bytes"))
+    if measured != ABSENT:
+        return measured
+    promised = size(sum(device.get("bytes") or 0 for device in replica.get("devices") or []))
+    return promised if promised == ABSENT else f"~{promised}"
+
+
+def _device_ids(replica: Item, _: datetime) -> str:
+    return _shown([device.get("id") for device in replica.get("devices") or []])
+
+
+def replica_state(replica: Item) -> str:
+    """Return the state word of a replica; one that serves its last streams is `draining`."""
+    state = _shown(replica.get("state"))
+    return "draining" if state == "ready" and replica.get("desired") == "drain" else state
+
+
+def _uptime(replica: Item, now: datetime) -> str:
+    return age(replica.get("state_since"), now) if replica.get("state") == "ready" else ABSENT
+
+
+def replica_trouble(replica: Item, _: datetime) -> str:
+    """Return why a replica does not serve: its message, when it is tried again, and its engine's last log line."""
+    if replica.get("state") == "ready":
+        return ABSENT
+    parts = [str(replica.get("message") or "")]
+    if replica.get("retry_in_s"):
+        parts.append(f"again in {float(replica['retry_in_s']):.0f}s")
+    tail = [line for line in replica.get("log_tail") or [] if str(line).strip()]
+    if tail and replica.get("state") in _DEAD:
+        parts.append(f"last log: {str(tail[-1]).strip()}")
+    return "; ".join(part for part in parts if part) or ABSENT
+
+
+def _ready_of(deployment: Item, _: datetime) -> str:
+    return f"{deployment.get('ready_replicas', 0)}/{deployment.get('replicas', 0)}"
+
+
+def deployment_reason(deployment: Item, _: datetime) -> str:
+    """Return why a deployment is not ready: what it waits for, or the refusal of the scheduler."""
+    refusal = deployment.get("refusal") or {}
+    return _shown(deployment.get("waiting") or refusal.get("message"))
+
+
+def _deployment_memory(deployment: Item, _: datetime) -> str:
+    footprint = deployment.get("footprint") or {}
+    return size(footprint.get("total_bytes"))
+
+
+def _gpus(node: Item, _: datetime) -> str:
+    return _shown([device.get("name") for device in node.get("devices") or [] if device.get("kind") != "cpu"])
+
+
+def _free(node: Item, _: datetime) -> str:
+    return _shown([f"{size(d.get('free_bytes'))} of {size(d.get('total_bytes'))}" for d in node.get("devices") or []])
+
+
+def _engines(node: Item, _: datetime) -> str:
+    return _shown([engine.get("engine") for engine in node.get("engines") or [] if engine.get("is_usable")])
+
+
+def _seen(node: Item, _: datetime) -> str:
+    seconds = node.get("last_seen_s_ago")
+    return f"{seconds:.1f}s ago" if isinstance(seconds, int | float) else ABSENT
+
+
+def _key_state(key: Item, now: datetime) -> str:
+    if key.get("revoked_at"):
+        return "revoked"
+    expiry = instant(key.get("expires_at"))
+    return "expired" if expiry is not None and expiry <= now else "active"
+
+
+def _percent(pull: Item, _: datetime) -> str:
+    total = pull.get("bytes_total") or 0
+    return f"{100 * (pull.get('bytes_done') or 0) // total}%" if total else ABSENT
+
+
+MODELS = View(
+    name=_field("name"),
+    empty="no models yet; `slice pull NAME` brings one (`slice catalog` lists what can be pulled by name)",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="ID", cell=lambda item, _: _shown(newest_version(item).get("digest"))[7:19] or ABSENT),
+        Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
+        Column(title="FORMAT", cell=_of_newest("format")),
+        Column(title="QUANT", cell=_of_newest("quantization")),
+        Column(title="DEPLOYED AS", cell=_text("deployments")),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="ALIASES", cell=_text("aliases"), is_wide=True),
+        Column(title="NODES", cell=_places, is_wide=True),
+        Column(title="CONTEXT", cell=_of_newest("context_length"), is_wide=True, is_number=True),
+        Column(title="SOURCE", cell=_of_newest("source"), is_wide=True, is_prose=True),
+    ),
+)
+
+CATALOG = View(
+    name=_field("name"),
+    empty="the catalogue is empty; `slice pull NAME --source SOURCE` brings a model from anywhere",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
+        Column(title="DESCRIPTION", cell=_text("description"), is_prose=True),
+        Column(title="SOURCE", cell=_text("source"), is_wide=True, is_prose=True),
+    ),
+)
+
+PULLS = View(
+    name=_field("id"),
+    empty="no pulls",
+    columns=(
+        Column(title="ID", cell=_text("id")),
+        Column(title="MODEL", cell=_text("model")),
+        Column(title="STATE", cell=_text("state"), is_state=True),
+        Column(title="DONE", cell=_percent, is_number=True),
+        Column(title="SIZE", cell=_size("bytes_total"), is_number=True),
+        Column(title="NODE", cell=_text("node")),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="DETAIL", cell=lambda item, _: pull_detail(item), is_prose=True, is_optional=True),
+        Column(title="SOURCE", cell=_text("source"), is_wide=True, is_prose=True),
+    ),
+)
+
+
+def pull_detail(pull: Item) -> str:
+    """Return why a pull does not move or why it failed."""
+    error = pull.get("error") or {}
+    return _shown(error.get("message") or pull.get("waiting"))
+
+
+DEPLOYMENTS = View(
+    name=_field("name"),
+    empty="no deployments; `slice deploy MODEL` or `slice run MODEL` makes one",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="MODEL", cell=_text("model")),
+        Column(title="ENGINE", cell=_text("engine")),
+        Column(title="READY", cell=_ready_of, is_number=True),
+        Column(title="STATE", cell=_text("state"), is_state=True),
+        Column(title="NEEDS", cell=_deployment_memory, is_number=True),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="ENGINE VERSION", cell=_text("engine_version"), is_wide=True),
+        Column(title="GENERATION", cell=_text("generation"), is_wide=True, is_number=True),
+        Column(title="WHY", cell=deployment_reason, is_prose=True, is_optional=True),
+    ),
+)
+
+REPLICAS = View(
+    name=_field("id"),
+    empty="nothing runs; `slice run MODEL` starts a model",
+    columns=(
+        Column(title="NAME", cell=_text("deployment")),
+        Column(title="ID", cell=_text("id")),
+        Column(title="STATE", cell=lambda item, _: replica_state(item), is_state=True),
+        Column(title="NODE", cell=_text("node")),
+        Column(title="ENGINE", cell=_text("engine")),
+        Column(title="MEM", cell=_memory, is_number=True),
+        Column(title="DEVICES", cell=_device_ids),
+        Column(title="UPTIME", cell=_uptime, is_number=True),
+        Column(title="PID", cell=_text("pid"), is_wide=True, is_number=True),
+        Column(title="ADDRESS", cell=_text("address"), is_wide=True),
+        Column(title="RESTARTS", cell=_text("restarts"), is_wide=True, is_number=True),
+        Column(title="DETAIL", cell=replica_trouble, is_prose=True, is_optional=True),
+    ),
+)
+
+NODES = View(
+    name=_field("name"),
+    empty="no node has joined; `slice up` starts one on this machine",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="STATE", cell=_text("state"), is_state=True),
+        Column(title="SEEN", cell=_seen, is_number=True),
+        Column(title="CPUS", cell=_text("cpu_count"), is_number=True),
+        Column(title="MEMORY", cell=_size("memory_bytes"), is_number=True),
+        Column(title="DISK FREE", cell=_size("disk_free_bytes"), is_number=True),
+        Column(title="GPUS", cell=_gpus),
+        Column(title="ENGINES", cell=_engines),
+        Column(title="ID", cell=_text("id"), is_wide=True),
+        Column(title="AGENT", cell=_text("agent_version"), is_wide=True),
+        Column(title="DEVICE MEMORY FREE", cell=_free, is_wide=True),
+        Column(title="GENERATION", cell=_text("applied_generation"), is_wide=True, is_number=True),
+    ),
+)
+
+KEYS = View(
+    name=_field("name"),
+    empty="no API keys; `slice key create NAME` makes one",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="KID", cell=_text("kid")),
+        Column(title="PROJECT", cell=_text("project")),
+        Column(title="STATE", cell=_key_state, is_state=True),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="EXPIRES", cell=lambda item, _: local_time(item.get("expires_at"))),
+    ),
+)
+
+ALIASES = View(
+    name=_field("name"),
+    empty="no aliases; `slice alias set NAME MODEL` makes one",
+    columns=(Column(title="NAME", cell=_text("name")), Column(title="MODEL", cell=_text("model"))),
+)
+
+EVENTS = View(
+    name=lambda item: _shown(item.get("seq")),
+    empty="no events",
+    columns=(
+        Column(title="AT", cell=lambda item, _: local_time(item.get("at"))),
+        Column(title="KIND", cell=_text("kind")),
+        Column(title="SUBJECT", cell=_text("subject")),
+        Column(title="MESSAGE", cell=_text("message"), is_prose=True),
+        Column(title="REASON", cell=_text("reason"), is_wide=True, is_prose=True),
+    ),
+)
