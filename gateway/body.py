@@ -1,0 +1,56 @@
+"""A request's body, read with a cap and a deadline. Comes in: ASGI's `receive`. Goes out: bytes. Called by the app."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from core.errors import Failure
+from core.units import MIB, text_from_bytes
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+BASE_TIMEOUT_S = 30.0
+TIMEOUT_PER_MIB_S = 1.0
+"""A client gets 30 s plus 1 s for every MiB that it may send; a slow sender holds a connection no longer."""
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+async def read_body(receive: Receive, declared: bytes | None, limit_bytes: int) -> bytes:
+    """Return the whole body; `declared` is the Content-Length header.
+
+    Raises:
+        Failure: `request.body_too_large` as soon as more than `limit_bytes` are announced or have come, or
+            `request.body_timeout`.
+        ClientGone: the client left.
+    """
+    if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BASE_TIMEOUT_S + TIMEOUT_PER_MIB_S * limit_bytes / MIB):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientGone
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > limit_bytes:
+                    raise _too_large(limit_bytes)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    except TimeoutError:
+        raise Failure(
+            "request.body_timeout", "The request's body did not arrive in time", hint="send it again"
+        ) from None
+
+
+def _too_large(limit_bytes: int) -> Failure:
+    return Failure(
+        "request.body_too_large",
+        f"The body is larger than {text_from_bytes(limit_bytes)}",
+        hint="send less, or ask the operator to raise door_body_limit_bytes",
+    )

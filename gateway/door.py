@@ -1,0 +1,118 @@
+"""One door put together: table, keys, connections, counts and the line to the controller, behind one ASGI app.
+
+Comes in: a `DoorConfig` and the engines' dialects. Goes out: `Door.app`. Called by `deployment` (inside Ray Serve) and
+by tests under a bare uvicorn. The owner of the current table; it must not know Ray.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+from core.clock import Clock
+from core.errors import Failure
+from core.infra.logs import Log
+from core.infra.tasks import TaskGuard
+from gateway.app import DoorApp
+from gateway.balance import Balance
+from gateway.chance import Chance
+from gateway.config import DoorConfig
+from gateway.relay import DialectOf, Relay, Timeouts
+from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
+from gateway.upstream import Address, EnginePool
+from gateway.watch import Watch
+from protos.slice.routes.v1 import routes_pb2
+
+
+class Door:
+    """A door of its own id; `app` is the ASGI application, whose lifespan starts and stops the rest."""
+
+    def __init__(self, config: DoorConfig, *, dialect_of: DialectOf, clock: Clock, log: Log, source: Chance) -> None:
+        self._file = Path(config.table_file)
+        self._log = log
+        self._table: Table = EMPTY
+        self._to_save: routes_pb2.RouteTable | None = None
+        self._has_news = asyncio.Event()
+        self._guard = TaskGuard(log)
+        self._pool = EnginePool(clock)
+        self.balance = Balance(source, clock)
+        self.door_id = f"{config.door_id_prefix}-{os.getpid()}-{source.randbytes(4).hex()}"
+        relay = Relay(
+            table=lambda: self._table,
+            pool=self._pool,
+            balance=self.balance,
+            dialect_of=dialect_of,
+            clock=clock,
+            timeouts=Timeouts(first_byte_s=config.first_byte_timeout_s, idle_s=config.idle_timeout_s),
+        )
+        self._watch = Watch(
+            door_id=self.door_id,
+            target=config.control_target,
+            token=config.token,
+            load=self.balance,
+            apply=self.apply,
+            applied_version=lambda: self._table.version,
+            known_replicas=lambda: self._table.replica_ids(),
+            source=source,
+            log=log,
+        )
+        self.app = DoorApp(
+            relay=relay,
+            table=lambda: self._table,
+            pepper=bytes.fromhex(config.key_pepper_hex),
+            body_limit_bytes=config.body_limit_bytes,
+            clock=clock,
+            log=log,
+            on_start=self.start,
+            on_stop=self.stop,
+        )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a background task that should live for ever has ended."""
+        return self._guard.failed.is_set()
+
+    async def start(self) -> None:
+        """Load the last table and begin to watch; an unreadable copy is logged and forgotten."""
+        try:
+            message = await asyncio.to_thread(load_copy, self._file)
+        except Failure as error:
+            self._log.warning("table_copy_unreadable", reason=str(error))
+        else:
+            if message is not None:
+                self._table = table_from(message)
+                self._log.info("table_loaded", version=message.version)
+        await self._guard.__aenter__()
+        self._guard.eternal("watch", self._watch.run())
+        self._guard.eternal("table-writer", self._write_tables())
+
+    async def stop(self) -> None:
+        """End the background tasks and close the resting connections."""
+        await self._guard.__aexit__(None, None, None)
+        self._pool.close()
+
+    def apply(self, message: routes_pb2.RouteTable) -> None:
+        """Serve by `message` from now on; requests under way go on with the replica they have."""
+        self._table = table_from(message)
+        self._pool.keep_only(
+            frozenset(
+                Address(
+                    host=target.host, port=target.port, replica_id=target.replica_id, incarnation=target.incarnation
+                )
+                for route in self._table.routes.values()
+                for target in route.targets
+            )
+        )
+        self._to_save = message
+        self._has_news.set()
+
+    async def _write_tables(self) -> None:
+        while True:
+            await self._has_news.wait()
+            self._has_news.clear()
+            if self._to_save is None:
+                continue
+            try:
+                await asyncio.to_thread(save_copy, self._file, self._to_save)
+            except OSError as error:
+                # Serving goes on; only a restart without a controller would miss this table.
+                self._log.error("table_copy_unwritable", reason=error.strerror)

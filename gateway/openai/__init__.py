@@ -1,0 +1,1 @@
+"""OpenAI's dialect: what requests, errors, models and streams look like; pure."""

@@ -1,0 +1,158 @@
+"""One request body, read once: the few fields the door needs, checked; everything else stays the client's bytes.
+
+Comes in: raw JSON and the endpoint. Goes out: `Asked`, or a `Failure` in the 400 class that names the field, or the
+line and column. Also splices the engine's name for a model into the body. Pure. It must not re-encode a client's
+values: numbers, strings and unknown fields reach the engine byte for byte.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from adapters.contract import Endpoint
+from core.errors import Failure
+
+MAX_DEPTH = 64
+"""Deepest nesting of a body; engines' own parsers recurse."""
+_BOUNDS: tuple[tuple[str, float, float | None], ...] = (
+    ("n", 1, 8),  # every completion is a slot of the engine
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("max_tokens", 1, None),
+    ("max_completion_tokens", 1, None),
+)
+_CONTENT: Mapping[Endpoint, str] = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.EMBEDDINGS: "input",
+}
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_BYTE = re.compile(r"\(byte (\d+)\)")
+_FIELD = re.compile(r" - at `\$\.([\w-]+)")
+
+
+_ABSENT = msgspec.Raw()
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    messages: list[dict[str, msgspec.Raw]] | None = None
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    stream: bool | None = None
+    stream_options: dict[str, msgspec.Raw] | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a client asks for: the model's public name, and whether the answer is a stream."""
+
+    model: str
+    is_stream: bool
+
+
+def asked(endpoint: Endpoint, body: bytes) -> Asked:
+    """Return what `body` asks of `endpoint`.
+
+    Raises:
+        Failure: `request.invalid_json`, `request.invalid_field` or `request.out_of_range`.
+    """
+    try:
+        # Engines want UTF-8 (RFC 8259, 8.1); the parser checks only the strings it keeps.
+        body.decode()
+        parsed = _decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(body, error) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if nesting(body) > MAX_DEPTH:
+        raise _too_deep()
+    if not parsed.model:
+        raise _invalid("model", "'model' is missing", "name one of GET /v1/models")
+    _check_content(endpoint, parsed)
+    for name, low, high in _BOUNDS:
+        value = getattr(parsed, name)
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            wanted = f"between {low} and {high}" if high is not None else f"at least {low}"
+            raise Failure("request.out_of_range", f"'{name}' must be {wanted}, not {value}", param=name)
+    return Asked(model=parsed.model, is_stream=bool(parsed.stream))
+
+
+def with_model(body: bytes, name: str) -> bytes:
+    """Return `body` (an object that `asked` accepted) with its top-level `model` replaced by `name`.
+
+    Every other member keeps its bytes; of a key given twice the last stays, as every JSON parser we know reads it.
+    """
+    members = dict(_decode_members(body))
+    members["model"] = msgspec.Raw(_encode(name))
+    return _encode(members)
+
+
+def nesting(body: bytes) -> int:
+    """Return an upper bound of the nesting of valid JSON, exact when it has more than `MAX_DEPTH` brackets."""
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets <= MAX_DEPTH:
+        return brackets
+    depth = deepest = 0
+    for found in _TOKEN.finditer(body):
+        token = body[found.start()]
+        if token in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _check_content(endpoint: Endpoint, parsed: _Body) -> None:
+    name = _CONTENT[endpoint]
+    if endpoint is Endpoint.CHAT:
+        if not parsed.messages:
+            raise _invalid(name, "'messages' must be a list of at least one message", "see OpenAI's API reference")
+    elif bytes(getattr(parsed, name)) in (b"", b"null"):
+        raise _invalid(name, f"'{name}' must be given", "see OpenAI's API reference")
+
+
+def _invalid(param: str, message: str, hint: str = "") -> Failure:
+    return Failure("request.invalid_field", message, hint=hint, param=param)
+
+
+def _too_deep() -> Failure:
+    return Failure("request.invalid_json", f"The body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _wrong_field(text: str) -> Failure:
+    found = _FIELD.search(text)
+    if found is None:
+        return Failure("request.invalid_json", "The body must be a JSON object")
+    reason = text.split(" - at ")[0].replace("`", "").replace(" | null", "").lower()
+    return _invalid(found[1], f"'{found[1]}' has a wrong value: {reason}")
+
+
+def _malformed(body: bytes, error: Exception) -> Failure:
+    if isinstance(error, UnicodeDecodeError):
+        return Failure("request.invalid_json", f"The body is not UTF-8 text ({_place(body, error.start)})")
+    found = _BYTE.search(str(error))
+    place = _place(body, int(found[1]) if found else len(body))
+    what = "is not valid JSON" if found else "ends in the middle of its JSON"
+    return Failure("request.invalid_json", f"The body {what} ({place})", hint="send one JSON object as UTF-8")
+
+
+def _place(body: bytes, offset: int) -> str:
+    newline = b"\n"
+    before = body[:offset]
+    return f"line {before.count(newline) + 1}, column {offset - before.rfind(newline)}"

@@ -1,0 +1,98 @@
+"""A server-sent event stream on its way through: bytes as they come, whole lines only, watched at its end.
+
+Comes in: pieces of an engine's event stream, cut anywhere. Goes out: the same bytes, cut at line ends, with the
+engine's model name turned back into the public one where they differ; an error event of the engine is caught instead
+of passed. Sans-I/O; the relay feeds it. It must not parse events, join them, or wait for more than the line's end: a
+line that is never finished is never sent, so a client reads no half event when an engine dies.
+"""
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+TAIL_BYTES = 4096
+"""How much of the end is kept to see how the stream ended; a last chunk with usage is under 1 KiB."""
+MAX_LINE_BYTES = 4 * 1024**2
+"""A longer line is passed on unfinished: better than holding a whole answer back."""
+DONE = b"data: [DONE]\n\n"
+# Engines report a failure inside a stream as {"error": ...}, {"object": "error", ...} or, older llama.cpp, `error: {`.
+_ERROR = re.compile(rb'^(?:data: ?(\{ ?"(?:error" ?: ?["{]|object" ?: ?"error").*)|error: ?(\{.*))$', re.MULTILINE)
+_HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
+_HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"')
+_encode = msgspec.json.Encoder().encode
+
+
+class Ending(StrEnum):
+    """How a stream ended, seen from its last lines."""
+
+    DONE = "done"  # with [DONE]
+    FINISHED = "finished"  # a finish reason was given, only [DONE] is missing
+    CUT = "cut"  # in the middle of an answer
+
+
+class ModelName:
+    """Turns the engine's name for a model back into the public one; does nothing when they are the same.
+
+    An unescaped `"model":"<name>"` can only be a member of an object: inside a JSON string its quotes are escaped.
+    """
+
+    def __init__(self, served: str, public: str) -> None:
+        self._pattern = None
+        self._replacement = b'"model":' + _encode(public)
+        if served != public:
+            self._pattern = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*' + re.escape(_encode(served)))
+
+    def restore(self, data: bytes) -> bytes:
+        """Return `data`, which must not end inside such a member, with the public name."""
+        if self._pattern is None or b'"model"' not in data:
+            return data
+        return self._pattern.sub(lambda _: self._replacement, data)
+
+
+class EventStream:
+    """The relay's view of one stream; `engine_error` is the JSON of an error event once one came."""
+
+    def __init__(self, name: ModelName) -> None:
+        self.engine_error: bytes | None = None
+        self._name = name
+        self._held = b""
+        self._tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may go to the client now; after an engine's error event that is nothing any more."""
+        if self.engine_error is not None:
+            return b""
+        held = self._held + data if self._held else data
+        cut = held.rfind(b"\n") + 1
+        if cut == 0 and len(held) > MAX_LINE_BYTES:
+            cut = len(held)
+        whole, self._held = held[:cut], held[cut:]
+        return self._passed(whole)
+
+    def finish(self) -> bytes:
+        """Return what the engine left unfinished when it ended its reply in order."""
+        rest, self._held = self._held, b""
+        return self._passed(rest)
+
+    def ending(self) -> Ending:
+        """Return how the stream ended, judged by what was passed on."""
+        if _HAS_DONE.search(self._tail):
+            return Ending.DONE
+        return Ending.FINISHED if _HAS_FINISH.search(self._tail) else Ending.CUT
+
+    def separator(self) -> bytes:
+        """Return the newlines that end the last event passed on, so that another may follow."""
+        if not self._tail or self._tail.endswith((b"\n\n", b"\r\n\r\n")):
+            return b""
+        return b"\n" if self._tail.endswith(b"\n") else b"\n\n"
+
+    def _passed(self, data: bytes) -> bytes:
+        found = _ERROR.search(data) if b"error" in data else None
+        if found is not None:
+            self.engine_error = (found[1] or found[2]).strip()
+            data = data[: found.start()]
+        data = self._name.restore(data)
+        if data:
+            self._tail = (self._tail + data)[-TAIL_BYTES:] if len(data) < TAIL_BYTES else data[-TAIL_BYTES:]
+        return data

@@ -1,0 +1,365 @@
+"""One request on its way to an engine and back: choose a replica, send, pass the answer on, or say why not.
+
+Comes in: a checked request and ASGI's `send`. Goes out: the whole answer, or a `Failure` while nothing was sent yet.
+Called by the app inside a watch for the client's leaving: cancelling it closes the engine's connection at once. It
+must not try again once a byte has gone to the client, and must not pass an engine's error text on (`openai.errors`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.contract import Dialect, Endpoint
+from core.clock import Clock
+from core.errors import Failure
+from core.ids import ReplicaId
+from core.names import did_you_mean
+from gateway.balance import Balance
+from gateway.openai import errors, requests, stream
+from gateway.table import Route, Table, Target
+from gateway.upstream import Address, EngineDied, EnginePool, EngineUnreachable, Reply, Request
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+DialectOf = Callable[[str], Dialect | None]
+
+ATTEMPTS = 2
+"""Replicas tried for one request: the first and, while the client has not seen a byte, one more."""
+MAX_WHOLE_BYTES = 64 * 1024**2
+"""Largest answer that is no stream; it is held until complete, so that a dying engine gives a clean 502."""
+MAX_ERROR_BYTES = 64 * 1024
+WRITE_STALL_S = 30.0
+"""Longest time a client may leave a stream unread before its engine is freed."""
+EVENT_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One checked request; `headers` are the client's that engines may see, `started_s` a monotonic reading."""
+
+    endpoint: Endpoint
+    asked: requests.Asked
+    body: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    started_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Seconds until an engine's first byte, and between two pieces of its answer."""
+
+    first_byte_s: float
+    idle_s: float
+
+
+class ClientStalled(Exception):
+    """The client left its stream unread for `WRITE_STALL_S`."""
+
+
+class _TryAnother(Exception):
+    """This replica failed before the client saw anything; another may do."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.code)
+        self.failure = failure
+
+
+class Relay:
+    """Carries requests to the replicas of the current table."""
+
+    def __init__(
+        self,
+        *,
+        table: Callable[[], Table],
+        pool: EnginePool,
+        balance: Balance,
+        dialect_of: DialectOf,
+        clock: Clock,
+        timeouts: Timeouts,
+    ) -> None:
+        self._table = table
+        self._pool = pool
+        self._balance = balance
+        self._dialect_of = dialect_of
+        self._clock = clock
+        self._timeouts = timeouts
+
+    async def answer(self, call: Call, send: Send) -> None:
+        """Send an engine's answer to `call`.
+
+        Raises:
+            Failure: no replica gave one; nothing was sent.
+        """
+        tried: set[ReplicaId] = set()
+        failure: Failure | None = None
+        for _ in range(ATTEMPTS):
+            # Looked up anew each time: a replica unrouted meanwhile gets nothing.
+            route = checked_route(self._table(), call.asked.model, call.endpoint)
+            target = self._balance.take(route.targets, frozenset(tried))
+            if target is None:
+                break
+            tried.add(target.replica_id)
+            try:
+                await self._attempt(call, route, target, send)
+                return
+            except _TryAnother as error:
+                failure = error.failure
+            finally:
+                self._balance.release(target)
+        if failure is None:
+            self._balance.unmet(call.asked.model)
+            failure = not_ready(route)
+        raise failure
+
+    async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
+        request = engine_request(call, route, target, self._dialect_of(route.engine))
+        reply, first = await self._first_bytes(target, request, route.public_name)
+        try:
+            if reply.status != 200:
+                body = await self._error_body(reply, first)
+                raise _retried(self.failure_of(route, reply.status, body))
+            headers = [(b"x-slice-replica", target.replica_id.encode())]
+            name = stream.ModelName(route.served_name, route.public_name)
+            if reply.header(b"content-type").startswith(b"text/event-stream"):
+                passage = _Passage(self, call, route, reply, send, stream.EventStream(name), headers)
+                await passage.run(first)
+            else:
+                await self._whole(call, route, reply, first, send, name, headers)
+        finally:
+            reply.close()
+
+    async def _first_bytes(self, target: Target, request: Request, model: str) -> tuple[Reply, bytes]:
+        address = Address(
+            host=target.host, port=target.port, replica_id=target.replica_id, incarnation=target.incarnation
+        )
+        try:
+            async with asyncio.timeout(self._timeouts.first_byte_s):
+                reply = await self._pool.exchange(address, request)
+                try:
+                    return reply, await reply.read()
+                except BaseException:
+                    reply.close()
+                    raise
+        except TimeoutError:
+            raise _timed_out(model, self._timeouts.first_byte_s) from None
+        except EngineUnreachable as error:
+            self._balance.refused(target)
+            text = f"No engine of model '{model}' can be reached"
+            raise _TryAnother(
+                Failure("door.engine_unreachable", text, hint="try again in a moment", retry_after_s=1)
+            ) from error
+        except EngineDied as error:
+            raise _TryAnother(_died(model)) from error
+
+    async def _error_body(self, reply: Reply, first: bytes) -> bytes:
+        body = first
+        try:
+            async with asyncio.timeout(self._timeouts.idle_s):
+                while len(body) < MAX_ERROR_BYTES and (piece := await reply.read()):
+                    body += piece
+        except (TimeoutError, EngineDied):
+            return body  # the status says enough
+        return body
+
+    async def _whole(
+        self,
+        call: Call,
+        route: Route,
+        reply: Reply,
+        first: bytes,
+        send: Send,
+        name: stream.ModelName,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        pieces, size, piece = [first], len(first), first
+        try:
+            while piece:
+                async with asyncio.timeout(self._timeouts.idle_s):
+                    piece = await reply.read()
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_WHOLE_BYTES:
+                    raise EngineDied("an endless answer")
+        except TimeoutError:
+            raise _timed_out(route.public_name, self._timeouts.idle_s) from None
+        except EngineDied as error:
+            raise _TryAnother(_died(route.public_name)) from error
+        body = name.restore(b"".join(pieces))
+        length = str(len(body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
+        headers.append(self.processing_header(call))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def processing_header(self, call: Call) -> tuple[bytes, bytes]:
+        """Return `openai-processing-ms`: from the request's arrival until now."""
+        return b"openai-processing-ms", str(round((self._clock.monotonic() - call.started_s) * 1000)).encode()
+
+    def failure_of(self, route: Route, status: int, body: bytes) -> Failure:
+        """Return our failure for an engine's error reply, or for the error event of a stream (status 200)."""
+        dialect = self._dialect_of(route.engine)
+        overflow = dialect.overflow_types if dialect else frozenset()
+        return errors.engine_failure(status, body, overflow, route.public_name)
+
+    @property
+    def idle_s(self) -> float:
+        """Longest silence inside a stream, seconds."""
+        return self._timeouts.idle_s
+
+
+class _Passage:
+    """One event stream: the loop that reads, passes on and ends it well."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        call: Call,
+        route: Route,
+        reply: Reply,
+        send: Send,
+        events: stream.EventStream,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self._relay = relay
+        self._call = call
+        self._route = route
+        self._reply = reply
+        self._send = send
+        self._events = events
+        self._headers = headers
+        self._is_started = False
+        self._is_reading = False
+
+    async def run(self, first: bytes) -> None:
+        """Pass the stream on until it ends, and end it with `[DONE]` or with an error event.
+
+        Raises:
+            _TryAnother: it broke before anything was sent.
+            ClientStalled: the client stopped reading.
+        """
+        failure: Failure | None = None
+        try:
+            await self._pass_all(first)
+        except EngineDied:
+            if self._events.ending() is not stream.Ending.DONE:
+                failure = _died(self._route.public_name)
+        except TimeoutError:
+            if not self._is_reading:
+                raise ClientStalled from None
+            failure = _timed_out(self._route.public_name, self._relay.idle_s)
+        if self._events.engine_error is not None:
+            failure = self._relay.failure_of(self._route, 200, self._events.engine_error)
+        if failure is None and self._events.ending() is stream.Ending.CUT:
+            failure = _died(self._route.public_name)
+        if failure is not None and not self._is_started:
+            raise _retried(failure)
+        await self._end(failure)
+
+    async def _pass_all(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as deadline:
+            while data:
+                self._is_reading = False
+                deadline.reschedule(loop.time() + WRITE_STALL_S)
+                await self._pass(self._events.feed(data))
+                if self._events.engine_error is not None:
+                    return
+                self._is_reading = True
+                deadline.reschedule(loop.time() + self._relay.idle_s)
+                data = await self._reply.read()
+            await self._pass(self._events.finish())
+
+    async def _pass(self, data: bytes, *, is_last: bool = False) -> None:
+        if not self._is_started and (data or is_last):
+            self._is_started = True
+            headers = [*EVENT_STREAM_HEADERS, *self._headers, self._relay.processing_header(self._call)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if data or is_last:
+            await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+
+    async def _end(self, failure: Failure | None) -> None:
+        last = b""
+        if failure is not None:
+            last = self._events.separator() + errors.error_event(failure)
+        elif self._events.ending() is stream.Ending.FINISHED:
+            last = self._events.separator() + stream.DONE
+        try:
+            async with asyncio.timeout(WRITE_STALL_S):
+                await self._pass(last, is_last=True)
+        except TimeoutError:
+            raise ClientStalled from None
+
+
+def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
+    """Return the route of `model`, which serves `endpoint` and has a target.
+
+    Raises:
+        Failure: `registry.model_not_found`, `door.endpoint_unsupported` or `door.model_not_ready`.
+    """
+    route = table.routes.get(model)
+    if route is None:
+        raise unknown_model(table, model)
+    if endpoint.value not in route.endpoints:
+        raise Failure(
+            "door.endpoint_unsupported",
+            f"Model '{model}' does not serve {endpoint.value}",
+            hint=f"it serves {', '.join(sorted(route.endpoints)) or 'nothing'}",
+            param="model",
+        )
+    return route
+
+
+def unknown_model(table: Table, model: str) -> Failure:
+    """Return the failure for a name that no route has."""
+    return Failure(
+        "registry.model_not_found",
+        f"The model '{model[:80]}' does not exist.{did_you_mean(model[:80], table.routes)}",
+        hint="GET /v1/models lists the models",
+        param="model",
+    )
+
+
+def not_ready(route: Route) -> Failure:
+    """Return the failure for a route that nothing serves now."""
+    reason = route.waiting.strip().rstrip(".") or "nothing serves it now"
+    return Failure(
+        "door.model_not_ready", f"Model '{route.public_name}' is not ready: {reason}", hint="try again", retry_after_s=5
+    )
+
+
+def engine_request(call: Call, route: Route, target: Target, dialect: Dialect | None) -> Request:
+    """Return what goes to the engine: the client's bytes, our path and key, and the engine's name for the model."""
+    default = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
+    path = dialect.paths.get(call.endpoint) if dialect else None
+    is_renamed = route.served_name != call.asked.model
+    accept = b"text/event-stream" if call.asked.is_stream else b"application/json"
+    headers = [(b"content-type", b"application/json"), (b"accept", accept), *call.headers]
+    if target.engine_key:
+        headers.append((b"authorization", b"Bearer " + target.engine_key.encode()))
+    return Request(
+        method="POST",
+        path=path or default.get(call.endpoint, "/v1/embeddings"),
+        headers=headers,
+        body=requests.with_model(call.body, route.served_name) if is_renamed else call.body,
+    )
+
+
+def _retried(failure: Failure) -> Exception:
+    is_other_replicas_chance = failure.code in ("door.engine_busy", "door.engine_failed")
+    return _TryAnother(failure) if is_other_replicas_chance else failure
+
+
+def _died(model: str) -> Failure:
+    return Failure("door.engine_failed", f"The engine of model '{model}' ended before its answer did", hint="try again")
+
+
+def _timed_out(model: str, seconds: float) -> Failure:
+    return Failure(
+        "door.engine_timeout",
+        f"The engine of model '{model}' sent nothing for {seconds:g} s",
+        hint="shorten the prompt, or try again when it is less busy",
+    )

@@ -1,0 +1,138 @@
+"""The route table as the door holds it: an immutable snapshot of routes and keys, with its last copy on disk.
+
+Comes in: `RouteTable` messages of the controller, or the file written after the last one. Goes out: `Table` values that
+replace each other whole. Called by the watch (new tables), the app (look-ups) and at start (the file). It must not
+reach the controller, and nothing here changes a table in place.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from core.errors import Failure
+from core.ids import KeyId, ReplicaId
+from core.infra.cluster import write_private
+from protos.slice.routes.v1 import routes_pb2
+
+FILE_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One replica that answers a route, and the key its engine asks for."""
+
+    replica_id: ReplicaId
+    incarnation: int
+    host: str
+    port: int
+    engine_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One public name; without targets nothing serves it now and `waiting` says why in one sentence."""
+
+    public_name: str
+    deployment: str
+    served_name: str
+    engine: str
+    endpoints: frozenset[str]
+    targets: tuple[Target, ...]
+    waiting: str
+    created_unix_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyEntry:
+    """What is known of one API key; `expires_unix_s` is 0 for never."""
+
+    kid: KeyId
+    digest: bytes = field(repr=False)
+    project: str
+    expires_unix_s: int
+    is_revoked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Everything the door serves by; version 0 means that no controller was ever heard."""
+
+    version: int
+    routes: Mapping[str, Route]
+    keys: Mapping[KeyId, KeyEntry]
+
+    def replica_ids(self) -> frozenset[ReplicaId]:
+        """Return every replica that some route names."""
+        return frozenset(target.replica_id for route in self.routes.values() for target in route.targets)
+
+
+EMPTY = Table(version=0, routes={}, keys={})
+
+
+def table_from(message: routes_pb2.RouteTable) -> Table:
+    """Return the snapshot that `message` describes."""
+    routes = {
+        route.public_name: Route(
+            public_name=route.public_name,
+            deployment=route.deployment,
+            served_name=route.served_name or route.public_name,
+            engine=route.engine,
+            endpoints=frozenset(route.endpoints),
+            targets=tuple(
+                Target(
+                    replica_id=ReplicaId(target.replica_id),
+                    incarnation=target.incarnation,
+                    host=target.host,
+                    port=target.port,
+                    engine_key=target.engine_key,
+                )
+                for target in route.targets
+            ),
+            waiting=route.waiting,
+            created_unix_s=route.created_unix_s,
+        )
+        for route in message.routes
+    }
+    keys = {
+        KeyId(key.kid): KeyEntry(
+            kid=KeyId(key.kid),
+            digest=key.digest,
+            project=key.project,
+            expires_unix_s=key.expires_unix_s,
+            is_revoked=key.is_revoked,
+        )
+        for key in message.keys
+    }
+    return Table(version=message.version, routes=routes, keys=keys)
+
+
+def save_copy(file: Path, message: routes_pb2.RouteTable) -> None:
+    """Write `message` to `file` at mode 0600, whole or not at all; blocks, so call it in a thread."""
+    text = base64.b64encode(message.SerializeToString()).decode()
+    record = {"format": FILE_FORMAT, "version": message.version, "table": text}
+    write_private(file, json.dumps(record) + "\n")
+
+
+def load_copy(file: Path) -> routes_pb2.RouteTable | None:
+    """Return the last table written to `file`, or None when there is none yet.
+
+    Raises:
+        Failure: `settings.unreadable` when it cannot be read or was written by a newer release.
+    """
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FILE_FORMAT:
+            raise ValueError("unknown format")
+        return routes_pb2.RouteTable.FromString(base64.b64decode(record["table"], validate=True))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+        raise Failure(
+            "settings.unreadable",
+            f"the last route table in {file} cannot be read",
+            hint="the door waits for the controller; remove the file if this message stays",
+        ) from error
