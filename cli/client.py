@@ -38,6 +38,14 @@ class Address:
         """Return the failure for a server that does not answer, for `reason`."""
         return Failure(self.code, f"the {self.who} at {self.url} {reason}", hint=self.hint)
 
+    def broken(self, reason: str) -> Failure:
+        """Return the failure for a server that had begun to answer."""
+        return Failure(
+            self.code,
+            f"the {self.who} at {self.url} {reason}",
+            hint="try again; `slice doctor` and `slice ps` say what is wrong",
+        )
+
 
 def opened(
     address: Address,
@@ -99,9 +107,9 @@ def chunks(response: http.client.HTTPResponse, address: Address) -> Iterator[byt
         while block := response.read1(65536):
             yield block
     except TimeoutError as error:
-        raise address.unreachable("fell silent") from error
+        raise address.broken("fell silent") from error
     except (OSError, http.client.HTTPException) as error:
-        raise address.unreachable("broke off its answer") from error
+        raise address.broken("broke off its answer") from error
 
 
 def lines(blocks: Iterator[bytes]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from cli import exits, tree
 from cli.invocation import Invocation
 from cli.options import Output, wanted_output
 from cli.reporting import report
-from cli.terminal import of_process
+from cli.terminal import ReaderGone, of_process
 from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.cluster import make_private_dir
@@ -72,7 +72,7 @@ def _ended(run: Callable[[], int], invocation: Invocation, output: Output) -> in
     except (KeyboardInterrupt, typer.Abort):
         terminal.note("interrupted")
         return exits.INTERRUPTED
-    except BrokenPipeError:
+    except ReaderGone:
         return exits.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the outermost frame: nobody above could show it better
         return report(_unexpected(error, invocation), terminal, output)

@@ -9,7 +9,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -18,6 +18,10 @@ from cli.human import harmless
 _DEFAULT_COLUMNS = 80
 _STDIN_PATIENCE_S = 2.0
 """Wait for the first byte of a pipe beside a prompt: longer, and a harness's open but silent stdin would hang us."""
+
+
+class ReaderGone(Exception):
+    """Whoever read our standard output went away, e.g. `slice list | head -1`: no failure, but nothing more to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +38,22 @@ class Terminal:
 
     def data(self, text: str) -> None:
         """Write `text` and a newline to standard output."""
-        self.out.write((harmless(text) if self.is_out_tty else text) + "\n")
-        self.out.flush()
+        self._write((harmless(text) if self.is_out_tty else text) + "\n")
 
     def piece(self, text: str) -> None:
         """Write `text` as it is, without a newline, to standard output and flush it."""
-        self.out.write(harmless(text) if self.is_out_tty else text)
-        self.out.flush()
+        self._write(harmless(text) if self.is_out_tty else text)
 
     def drawn(self, text: str) -> None:
         """Write `text` that we drew ourselves, escape sequences and all, to standard output."""
-        self.out.write(text)
-        self.out.flush()
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.out.write(text)
+            self.out.flush()
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def aside(self, text: str) -> None:
         """Write `text` as it is, without a newline, to standard error."""
@@ -73,9 +81,12 @@ class Terminal:
         """
         if self.stdin.closed or self.stdin.isatty():
             return ""
-        if beside_prompt and not _has_input(self.stdin):
-            self.note(f"nothing came on standard input within {_STDIN_PATIENCE_S:.0f} s; only the prompt is sent")
-            return ""
+        if beside_prompt:
+            if not (_is_kind(self.stdin, stat.S_ISREG) or _is_stream(self.stdin)):
+                return ""  # /dev/null and the like: a harness's way to say that there is nothing
+            if _is_stream(self.stdin) and not select.select([self.stdin], [], [], _STDIN_PATIENCE_S)[0]:
+                self.note(f"nothing came on standard input within {_STDIN_PATIENCE_S:.0f} s; only the prompt is sent")
+                return ""
         return self.stdin.read().strip()
 
 
@@ -101,12 +112,12 @@ def _is_tty(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
 
 
-def _has_input(stream: TextIO) -> bool:
+def _is_stream(stream: TextIO) -> bool:
+    return _is_kind(stream, stat.S_ISFIFO) or _is_kind(stream, stat.S_ISSOCK)
+
+
+def _is_kind(stream: TextIO, is_such: Callable[[int], bool]) -> bool:
     try:
-        mode = os.fstat(stream.fileno()).st_mode
+        return is_such(os.fstat(stream.fileno()).st_mode)
     except (OSError, ValueError):
         return False
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        return stat.S_ISREG(mode)
-    ready, _, _ = select.select([stream], [], [], _STDIN_PATIENCE_S)
-    return bool(ready)
