@@ -27,15 +27,17 @@ class Ranked:
     reason: str
 
 
-def ranked(candidate: Candidate, deployment: DeploymentView, neighbours: int) -> Ranked:
-    """Return the score of `candidate`; `neighbours` are the deployment's replicas on that node already."""
+def ranked(candidate: Candidate, deployment: DeploymentView, neighbours: int, fewest: int) -> Ranked:
+    """Return the score of `candidate`; `neighbours` are the deployment's replicas on that node already.
+
+    `fewest` are the neighbours of the emptiest candidate of the same sort (GPU or CPU): those alone earn the spread.
+    """
     node, device = candidate.node, candidate.device
     has_files = node.file_digests.issuperset(deployment.file_digests)
-    is_gpu = device.kind is not DeviceKind.CPU
+    is_gpu = _is_gpu(candidate)
     left_share = candidate.left_bytes / device.total_bytes if device.total_bytes > 0 else 1.0
     score = FIT_POINTS * (1.0 - min(1.0, left_share))
-    # A node that has a neighbour already earns so little that an empty node without the files still beats it.
-    score += SPREAD_POINTS if neighbours == 0 else 0.0
+    score += SPREAD_POINTS if neighbours <= fewest else 0.0
     score += (FILES_POINTS if has_files else 0.0) + (GPU_POINTS if is_gpu else 0.0)
     marks = ["a GPU" if is_gpu else "the CPU"]
     marks.append("no replica of it yet" if neighbours == 0 else f"{neighbours} of its replicas already")
@@ -45,14 +47,22 @@ def ranked(candidate: Candidate, deployment: DeploymentView, neighbours: int) ->
     )
 
 
+def _is_gpu(candidate: Candidate) -> bool:
+    return candidate.device.kind is not DeviceKind.CPU
+
+
 def best(candidates: Sequence[Candidate], deployment: DeploymentView, neighbours: Mapping[NodeId, int]) -> Ranked:
-    """Return the best of `candidates` (not empty); equal scores go to fewer neighbours, then the lowest node id."""
-    scored = [ranked(candidate, deployment, neighbours.get(candidate.node.node_id, 0)) for candidate in candidates]
+    """Return the best of `candidates` (not empty); equal scores go to the lowest node id, then device id."""
+    around = [(candidate, neighbours.get(candidate.node.node_id, 0)) for candidate in candidates]
+    fewest: dict[bool, int] = {}
+    for candidate, count in around:
+        sort = _is_gpu(candidate)
+        fewest[sort] = min(count, fewest.get(sort, count))
+    scored = [ranked(candidate, deployment, count, fewest[_is_gpu(candidate)]) for candidate, count in around]
     return min(
         scored,
         key=lambda one: (
             -round(one.score, 6),
-            neighbours.get(one.candidate.node.node_id, 0),
             one.candidate.node.node_id,
             one.candidate.device.device_id,
         ),
