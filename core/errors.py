@@ -78,6 +78,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "node.stale_sequence": (Kind.CONFLICT, Retry.NOW),
     "node.identity_conflict": (Kind.CONFLICT, Retry.NEVER),
     "key.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "key.name_taken": (Kind.CONFLICT, Retry.NEVER),
     "engine.unknown": (Kind.NOT_FOUND, Retry.NEVER),
     "engine.setting_invalid": (Kind.USAGE, Retry.NEVER),
     "engine.setting_reserved": (Kind.USAGE, Retry.NEVER),

@@ -1,0 +1,117 @@
+"""The values of deployments and replicas, as they stand in the tables; JSON columns are plain mappings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from core.footprint import Footprint, Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What an operator wants.
+
+    `generation` grows with every accepted change, `spec_generation` is the generation of the last change that asks for
+    new replicas: scaling leaves it alone, so that it restarts nothing.
+    """
+
+    deployment_id: str
+    name: str
+    version_id: str
+    model: str
+    version: int
+    engine: str
+    engine_version: str
+    settings: Mapping[str, Any]
+    replicas: int
+    generation: int
+    spec_generation: int
+    footprint: Mapping[str, Any]
+    is_deleting: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One running engine for a deployment on one node, mirrored from what the node reports."""
+
+    replica_id: str
+    deployment_id: str
+    spec_generation: int
+    node_id: str
+    engine: str
+    engine_version: str
+    settings: Mapping[str, Any]
+    promises: Mapping[str, int]
+    state: str
+    desired: str
+    incarnation: int
+    restarts: int
+    pid: int
+    host: str
+    port: int
+    load_s: float
+    code: str
+    message: str
+    log_tail: Sequence[str]
+    created_at: datetime
+    state_since: datetime
+    drain_since: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalRow:
+    """Why a deployment has fewer replicas than it wants; `nodes` are `{"node", "reason"}`."""
+
+    deployment_id: str
+    code: str
+    message: str
+    hint: str
+    nodes: Sequence[Mapping[str, str]]
+    cured_by: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDeployment:
+    """A wish for a deployment; None means: choose for me."""
+
+    name: str | None
+    model: str
+    engine: str | None
+    engine_version: str | None
+    replicas: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentChange:
+    """A wish to change a deployment; None leaves the field, a setting given as None goes back to its default."""
+
+    replicas: int | None
+    settings: Mapping[str, Any] | None
+    if_generation: int | None
+
+
+def footprint_json(footprint: Footprint) -> dict[str, Any]:
+    """Return `footprint` as it is stored and shown."""
+    return {
+        "total_bytes": footprint.total_bytes,
+        "provenance": footprint.provenance.value,
+        "weights_bytes": footprint.weights_bytes,
+        "kv_cache_bytes": footprint.kv_cache_bytes,
+        "compute_bytes": footprint.compute_bytes,
+        "overhead_bytes": footprint.overhead_bytes,
+    }
+
+
+def footprint_of(stored: Mapping[str, Any]) -> Footprint:
+    """Return the footprint that `footprint_json` stored."""
+    return Footprint(
+        weights_bytes=int(stored["weights_bytes"]),
+        kv_cache_bytes=int(stored["kv_cache_bytes"]),
+        compute_bytes=int(stored["compute_bytes"]),
+        overhead_bytes=int(stored["overhead_bytes"]),
+        provenance=Provenance(stored["provenance"]),
+    )

@@ -1,0 +1,148 @@
+"""The SQL of deployments, replicas and refusals. Called by `controller.deployments` and `controller.reconcile`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import errors as pg
+from psycopg.types.json import Jsonb
+
+from controller.deployments.mirror import Change
+from controller.deployments.model import Deployment, RefusalRow, Replica
+from core.infra import postgres
+
+_DEPLOYMENT = """
+SELECT deployment_id, deployment.name, version_id, model.name AS model, version.number AS version, engine,
+       engine_version, settings, replicas, generation, spec_generation, footprint, deployment.is_deleting,
+       deployment.created_at, updated_at
+  FROM controller.deployment JOIN controller.version USING (version_id) JOIN controller.model USING (model_id)
+"""
+_DEPLOYMENTS = _DEPLOYMENT + " ORDER BY deployment.created_at, deployment_id"
+_DEPLOYMENT_BY_NAME = _DEPLOYMENT + " WHERE deployment.name = %(name)s"
+_LOCKED = "SELECT 1 FROM controller.deployment WHERE name = %(name)s FOR UPDATE"
+_INSERT = """
+INSERT INTO controller.deployment
+    (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint)
+VALUES (%(deployment_id)s, %(name)s, %(version_id)s, %(engine)s, %(engine_version)s, %(settings)s, %(replicas)s,
+        %(footprint)s)
+"""
+_UPDATE = """
+UPDATE controller.deployment
+   SET replicas = %(replicas)s, settings = %(settings)s, footprint = %(footprint)s, generation = generation + 1,
+       spec_generation = CASE WHEN %(is_new_spec)s THEN generation + 1 ELSE spec_generation END, updated_at = now()
+ WHERE deployment_id = %(deployment_id)s AND generation = %(generation)s AND NOT is_deleting
+"""
+_MARK_DELETING = """
+UPDATE controller.deployment SET is_deleting = true, generation = generation + 1, updated_at = now()
+ WHERE deployment_id = %(deployment_id)s AND NOT is_deleting
+"""
+_REPLICA = """
+SELECT replica_id, deployment_id, spec_generation, node_id, engine, engine_version, settings, promises, state, desired,
+       incarnation, restarts, pid, host, port, load_s, code, message, log_tail, created_at, state_since, drain_since
+  FROM controller.replica
+"""
+_REPLICAS = _REPLICA + " ORDER BY created_at, replica_id"
+_REPLICAS_OF_NODE = _REPLICA + " WHERE node_id = %(node_id)s ORDER BY replica_id"
+_MIRROR = """
+UPDATE controller.replica
+   SET state = %(state)s, incarnation = %(incarnation)s, restarts = %(restarts)s, pid = %(pid)s, host = %(host)s,
+       port = %(port)s, load_s = %(load_s)s, code = %(code)s, message = %(message)s, log_tail = %(log_tail)s,
+       state_since = CASE WHEN state = %(state)s AND incarnation = %(incarnation)s THEN state_since ELSE now() END
+ WHERE replica_id = %(replica_id)s
+"""
+_TRANSITION = """
+INSERT INTO controller.replica_event (replica_id, from_state, to_state, incarnation, code, message)
+VALUES (%(replica_id)s, %(from_state)s, %(to_state)s, %(incarnation)s, %(code)s, %(message)s)
+"""
+_REFUSALS = "SELECT deployment_id, code, message, hint, nodes, cured_by FROM controller.refusal ORDER BY deployment_id"
+
+
+async def deployments(connection: postgres.Connection) -> list[Deployment]:
+    """Return every deployment, oldest first."""
+    return await postgres.fetch_all(connection, Deployment, _DEPLOYMENTS)
+
+
+async def deployment(connection: postgres.Connection, name: str, *, is_locked: bool = False) -> Deployment | None:
+    """Return one deployment; `is_locked` holds its row until the transaction ends."""
+    if is_locked:
+        await connection.execute(_LOCKED, {"name": name})
+    return await postgres.fetch_one(connection, Deployment, _DEPLOYMENT_BY_NAME, {"name": name})
+
+
+async def insert(connection: postgres.Connection, row: Mapping[str, Any]) -> bool:
+    """Make a deployment; return False when its name is taken."""
+    values = {**row, "settings": Jsonb(row["settings"]), "footprint": Jsonb(row["footprint"])}
+    try:
+        async with connection.transaction():
+            await postgres.execute(connection, _INSERT, values)
+    except pg.UniqueViolation:
+        return False
+    return True
+
+
+async def update(
+    connection: postgres.Connection,
+    current: Deployment,
+    *,
+    replicas: int,
+    settings: Mapping[str, Any],
+    footprint: Mapping[str, Any],
+    is_new_spec: bool,
+) -> bool:
+    """Change a deployment that is still at `current.generation`; return False when it has moved on."""
+    row = {
+        "deployment_id": current.deployment_id,
+        "generation": current.generation,
+        "replicas": replicas,
+        "settings": Jsonb(dict(settings)),
+        "footprint": Jsonb(dict(footprint)),
+        "is_new_spec": is_new_spec,
+    }
+    return bool(await postgres.execute(connection, _UPDATE, row))
+
+
+async def mark_deleting(connection: postgres.Connection, deployment_id: str) -> bool:
+    """Begin to delete a deployment; return False when that had begun."""
+    return bool(await postgres.execute(connection, _MARK_DELETING, {"deployment_id": deployment_id}))
+
+
+async def replicas(connection: postgres.Connection) -> list[Replica]:
+    """Return every replica, oldest first."""
+    return await postgres.fetch_all(connection, Replica, _REPLICAS)
+
+
+async def replicas_of_node(connection: postgres.Connection, node_id: str) -> list[Replica]:
+    """Return the replicas placed on one node."""
+    return await postgres.fetch_all(connection, Replica, _REPLICAS_OF_NODE, {"node_id": node_id})
+
+
+async def mirror(connection: postgres.Connection, before: Replica, change: Change) -> None:
+    """Write what a node says of a replica, and its transition when the state moved."""
+    row = {
+        "replica_id": before.replica_id,
+        "state": change.state.value,
+        "incarnation": change.incarnation,
+        "restarts": change.restarts,
+        "pid": change.pid,
+        "host": change.host,
+        "port": change.port,
+        "load_s": change.load_s,
+        "code": change.code,
+        "message": change.message,
+        "log_tail": Jsonb(list(change.log_tail)),
+    }
+    await postgres.execute(connection, _MIRROR, row)
+    if before.state != change.state.value:
+        transition = {
+            "replica_id": before.replica_id,
+            "from_state": before.state,
+            "to_state": change.state.value,
+            "incarnation": change.incarnation,
+            "code": change.code,
+            "message": change.message,
+        }
+        await postgres.execute(connection, _TRANSITION, transition)
+
+
+async def refusals(connection: postgres.Connection) -> list[RefusalRow]:
+    """Return why deployments have fewer replicas than they want."""
+    return await postgres.fetch_all(connection, RefusalRow, _REFUSALS)

@@ -1,0 +1,118 @@
+"""One true sentence about why a deployment is not ready, and one word for its state: pure.
+
+Comes in: the deployment, its replicas with what is known of each now, the refusal. Goes out: `Standing`. Called by the
+admin API (with live numbers) and by the route table (without: a table that changed every second would be a new version
+every second).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from controller.deployments.model import Deployment, RefusalRow, Replica
+from core.states import Desired, NodeState, ReplicaState
+from core.units import text_from_seconds
+
+_S = ReplicaState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """One replica as the sentence sees it; numbers are None where they are unknown or not wanted.
+
+    `fetched_share` is 0 to 1, `retry_in_s` and `silent_s` seconds.
+    """
+
+    replica: Replica
+    node_name: str
+    node_state: NodeState
+    silent_s: float | None = None
+    fetched_share: float | None = None
+    retry_in_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """`state` is ready, starting, waiting, failed or stopped; `waiting` is empty when ready."""
+
+    state: str
+    ready_replicas: int
+    waiting: str
+
+
+def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRow | None) -> Standing:
+    """Return how a deployment stands.
+
+    1. It is being deleted, or wants no replica: stopped.
+    2. Enough replicas are ready on nodes that are heard of: ready.
+    3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing.
+    4. No replica at all: the refusal's message, or that placement is about to look.
+    """
+    wanted = [sight for sight in sights if sight.replica.desired == Desired.RUN.value]
+    ready = sum(1 for sight in wanted if sight.replica.state == _S.READY.value and _is_heard(sight))
+    if deployment.is_deleting:
+        left = len(sights)
+        sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
+        return Standing(state="stopped", ready_replicas=ready, waiting=sentence)
+    if deployment.replicas == 0:
+        return Standing(state="stopped", ready_replicas=ready, waiting="it is scaled to 0 replicas")
+    if ready >= deployment.replicas:
+        return Standing(state="ready", ready_replicas=ready, waiting="")
+    unready = [sight for sight in wanted if not (sight.replica.state == _S.READY.value and _is_heard(sight))]
+    if not unready:
+        waiting = refusal.message if refusal else "placement is about to look for a node"
+        return Standing(state="waiting", ready_replicas=ready, waiting=waiting)
+    state, sentence = min((_sentence(sight) for sight in unready), key=lambda pair: _ORDER.index(pair[0]))
+    if refusal is not None:
+        sentence = f"{sentence}; {refusal.message}"
+    return Standing(state=state, ready_replicas=ready, waiting=sentence)
+
+
+_ORDER = ("starting", "waiting", "failed")
+
+
+def _is_heard(sight: Sight) -> bool:
+    return sight.node_state is NodeState.READY
+
+
+def _sentence(sight: Sight) -> tuple[str, str]:
+    replica, node = sight.replica, sight.node_name
+    state = _S(replica.state)
+    if not _is_heard(sight):
+        return "waiting", _silent(sight)
+    if state in _MOVING:
+        return "starting", _moving(sight, state)
+    because = f": {replica.message}" if replica.message else ""
+    if state is _S.BACKOFF:
+        retry = f" in {text_from_seconds(sight.retry_in_s)}" if sight.retry_in_s else " soon"
+        return "waiting", f"the engine on node {node} died{because}; it is started again{retry}"
+    if state is _S.CRASH_LOOP:
+        return "failed", f"the engine on node {node} died too often{because}"
+    if state is _S.UNHEALTHY:
+        return "waiting", f"the engine on node {node} stopped answering its health probe{because}"
+    if state is _S.LOST:
+        return "waiting", f"node {node} has just come back; its engine is being looked at"
+    return "failed", f"it cannot run on node {node}{because}"
+
+
+def _silent(sight: Sight) -> str:
+    if sight.node_state is NodeState.OFFLINE:
+        return f"node {sight.node_name} is offline: its node agent was stopped"
+    since = f" for {text_from_seconds(sight.silent_s)}" if sight.silent_s is not None else ""
+    return f"node {sight.node_name} has not been heard of{since}"
+
+
+_MOVING = frozenset({_S.ASSIGNED, _S.FETCHING, _S.INSTALLING, _S.STARTING, _S.STOPPING, _S.STOPPED})
+
+
+def _moving(sight: Sight, state: ReplicaState) -> str:
+    replica, node = sight.replica, sight.node_name
+    if state is _S.FETCHING:
+        share = f": {sight.fetched_share:.0%}" if sight.fetched_share is not None else ""
+        return f"node {node} is fetching the model{share}"
+    if state is _S.INSTALLING:
+        return f"node {node} is installing {replica.engine} {replica.engine_version}"
+    if state is _S.STARTING:
+        return f"{replica.engine} is starting on node {node}"
+    if state is _S.ASSIGNED:
+        return f"node {node} has been asked to start {replica.engine}"
+    return f"a replica on node {node} is ending"

@@ -1,0 +1,67 @@
+"""Values that the controller's services hand to each other, since they may not import one another.
+
+Frozen data only: what a node reported (made at the gRPC edge, read by registry and deployments), and what a deployment
+needs to know of a model version (made by the registry). Nothing here decides or acts.
+"""
+
+from dataclasses import dataclass
+
+from adapters.contract import ModelFacts
+from core.ids import ModelName, NodeId, PullId, ReplicaId, Sha256, VersionId
+from core.states import PullState, ReplicaState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployableVersion:
+    """One version of a model with all that a deployment needs of it."""
+
+    version_id: VersionId
+    model: ModelName
+    number: int
+    facts: ModelFacts
+    file_digests: tuple[Sha256, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaReport:
+    """One replica as its node sees it now; bytes and seconds as in `protos/slice/node/v1/node.proto`."""
+
+    replica_id: ReplicaId
+    incarnation: int
+    state: ReplicaState
+    code: str = ""
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+    pid: int = 0
+    host: str = ""
+    port: int = 0
+    load_s: float = 0.0
+    memory_bytes: int = 0
+    restarts: int = 0
+    retry_in_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """One file of a node's store, or one on its way there; `want_id` is "" when no pull asked for it."""
+
+    want_id: PullId
+    state: PullState
+    bytes_done: int = 0
+    bytes_total: int = 0
+    sha256: Sha256 | None = None
+    size_bytes: int = 0
+    facts_json: str = ""
+    code: str = ""
+    message: str = ""
+    chat_template_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """Everything one node holds: it replaces what was known of the node."""
+
+    node_id: NodeId
+    applied_generation: int
+    replicas: tuple[ReplicaReport, ...]
+    files: tuple[FileReport, ...]

@@ -1,0 +1,227 @@
+"""The fleet's values: nodes as rows and as they are now, and the messages of the session protocol.
+
+The gRPC edge (`controller.api.node_wire`) makes the inbound ones from checked protobuf and renders the outbound ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from controller.exchange import Observation
+from core.devices import DeviceKind, DeviceReading
+from core.ids import DeviceId, NodeId, PullId, ReplicaId
+from core.states import Desired, NodeState
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFact:
+    """Whether one engine can run on a node, on which devices, and if not, why."""
+
+    engine: str
+    is_usable: bool
+    reason: str
+    device_kinds: tuple[str, ...]
+    installed_versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """What a machine is, as its node agent says at hello; sizes in bytes."""
+
+    hostname: str
+    system: str
+    machine: str
+    cpu_count: int
+    memory_bytes: int
+    disk_total_bytes: int
+    disk_free_bytes: int
+    devices: tuple[DeviceReading, ...]
+    engines: tuple[EngineFact, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """The first message of a session."""
+
+    protocol_min: int
+    protocol_max: int
+    node_id: NodeId
+    node_name: str
+    machine_id: str
+    boot_id: str
+    agent_run_id: str
+    agent_version: str
+    max_leader_epoch_seen: int
+    inventory: Inventory
+    observation: Observation
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """A node is alive; `sequence` grows by one within a session."""
+
+    sequence: int
+    applied_generation: int
+    devices: tuple[DeviceReading, ...]
+    disk_free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodbye:
+    """A node agent ends on purpose; its engines may serve on."""
+
+    reason: str
+
+
+NodeMessage = Heartbeat | Observation | Goodbye
+
+
+@dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """A session was accepted."""
+
+    leader_epoch: int
+    session_epoch: int
+    heartbeat_ms: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ack:
+    """A heartbeat was heard."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refuse:
+    """A session ends: `is_fatal` when dialling again cannot help."""
+
+    code: str
+    message: str
+    hint: str = ""
+    is_fatal: bool = False
+    retry_after_ms: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOrder:
+    """One file that a node should bring; `want_id` is "" when it belongs to a replica."""
+
+    want_id: PullId
+    source: str
+    sha256: str
+    size_bytes: int
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOrder:
+    """One replica that a node should hold in the state `desired`."""
+
+    replica_id: ReplicaId
+    deployment: str
+    served_name: str
+    engine: str
+    engine_version: str
+    settings: Mapping[str, Any]
+    files: tuple[FileOrder, ...]
+    promises: Mapping[DeviceId, int]
+    desired: Desired
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesiredSet:
+    """The whole desired set of one node; what is absent is stopped."""
+
+    leader_epoch: int
+    generation: int
+    replicas: tuple[ReplicaOrder, ...]
+    files: tuple[FileOrder, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogAsk:
+    """A question for a replica's log; `is_cancel` ends a followed one."""
+
+    request_id: str
+    replica_id: ReplicaId
+    tail_lines: int
+    follow: bool
+    is_cancel: bool = False
+
+
+ControllerMessage = Welcome | Ack | Refuse | DesiredSet | LogAsk
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRow:
+    """One node as its row says; `generation` and `desired_digest` are of the last dispatched desired set."""
+
+    node_id: str
+    name: str
+    machine_id: str
+    boot_id: str
+    agent_version: str
+    hostname: str
+    system: str
+    machine: str
+    cpu_count: int
+    memory_bytes: int
+    disk_total_bytes: int
+    labels: Mapping[str, str]
+    engines: Sequence[Mapping[str, Any]]
+    state: str
+    is_cordoned: bool
+    session_epoch: int
+    generation: int
+    desired_digest: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRow:
+    """One device of a node as it was at the last hello."""
+
+    node_id: str
+    device_id: str
+    kind: str
+    name: str
+    total_bytes: int
+    is_simulated: bool
+
+    def reading(self) -> DeviceReading:
+        """Return it as a reading that knows nothing of the present: no free bytes."""
+        return DeviceReading(
+            device_id=DeviceId(self.device_id),
+            kind=DeviceKind(self.kind),
+            name=self.name,
+            total_bytes=self.total_bytes,
+            free_bytes=0,
+            is_simulated=self.is_simulated,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeNow:
+    """One node as the controller knows it at this moment: the live half, which no table holds.
+
+    `is_heard` says whether it was heard of since this controller began; `observed_version` grows with each
+    observation that differs in more than progress and memory; `sent_generation` is 0 when this session was sent none.
+    """
+
+    node_id: NodeId
+    name: str
+    state: NodeState
+    silent_s: float
+    is_heard: bool
+    is_connected: bool
+    devices: tuple[DeviceReading, ...]
+    disk_free_bytes: int
+    applied_generation: int
+    sent_generation: int
+    session_epoch: int
+    observation: Observation | None
+    observed_version: int

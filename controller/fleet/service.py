@@ -1,0 +1,282 @@
+"""The fleet: which nodes there are, which are heard of, what they hold, and how to reach them.
+
+Comes in: sessions from the gRPC edge, desired sets from the reconcile loop. Goes out: `NodeNow` for every node and
+wake-ups. Live telemetry stays in memory; rows are written at hello and by the reconcile loop. Nothing is awaited between
+reading and changing the live state, so the event loop is its lock.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from controller.exchange import Observation
+from controller.fleet import session as protocol
+from controller.fleet import store
+from controller.fleet.lease import AwakeClock, Timers, node_state
+from controller.fleet.model import (
+    Ack,
+    ControllerMessage,
+    DesiredSet,
+    Hello,
+    NodeMessage,
+    NodeNow,
+    NodeRow,
+    Refuse,
+    Welcome,
+)
+from controller.fleet.significance import significant
+from core.clock import Clock
+from core.devices import DeviceReading
+from core.errors import Failure
+from core.ids import NodeId
+from core.infra import postgres
+from core.ports import Wakeups
+from core.states import NodeState
+
+OUTBOX_MAX = 1000
+"""A node that does not read so many messages is stuck: its session is ended and it dials again."""
+
+
+class Session:
+    """One accepted stream of one node: its protocol state and what is to be sent."""
+
+    def __init__(self, node_id: NodeId, epoch: int) -> None:
+        self.node_id = node_id
+        self.epoch = epoch
+        self.state = protocol.SessionState()
+        self.is_closed = False
+        self._queue: deque[ControllerMessage] = deque()
+        self._desired: DesiredSet | None = None
+        self._event = asyncio.Event()
+
+    def send(self, message: ControllerMessage) -> None:
+        """Queue a message; of several desired sets only the newest is sent, a refusal is the last."""
+        if self.is_closed:
+            return
+        if isinstance(message, DesiredSet):
+            self._desired = message
+        elif isinstance(message, Refuse):
+            self.close(message)
+        elif len(self._queue) >= OUTBOX_MAX:
+            self.close(Refuse(code="node.stale_sequence", message="this node does not read its messages"))
+        else:
+            self._queue.append(message)
+        self._event.set()
+
+    def close(self, refusal: Refuse | None = None) -> None:
+        """End the session, telling the node why if there is a reason to tell."""
+        if not self.is_closed:
+            if refusal is not None:
+                self._queue.append(refusal)
+            self.is_closed = True
+            self._event.set()
+
+    async def next_messages(self) -> tuple[ControllerMessage, ...]:
+        """Wait for messages and return all of them; empty when the session has ended and nothing is left."""
+        await self._event.wait()
+        if not self.is_closed:
+            self._event.clear()
+        messages = tuple(self._queue)
+        self._queue.clear()
+        if self._desired is not None and not self.is_closed:
+            messages += (self._desired,)
+            self._desired = None
+        return messages
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """The live half of one node; `heard_at` is in awake seconds, None until the node is heard of in this reign."""
+
+    row: NodeRow
+    heard_at: float | None = None
+    has_left: bool = False
+    session: Session | None = None
+    devices: tuple[DeviceReading, ...] = ()
+    disk_free_bytes: int = 0
+    applied_generation: int = 0
+    sent_generation: int = 0
+    observation: Observation | None = None
+    observed_version: int = 0
+    told_state: NodeState = field(default=NodeState.SUSPECT)
+
+
+class Fleet:
+    """Every node of the cluster, live."""
+
+    def __init__(
+        self, *, database: postgres.Database, wakeups: Wakeups, clock: Clock, heartbeat_s: float, leader_epoch: int
+    ) -> None:
+        self._database = database
+        self._wakeups = wakeups
+        self._clock = clock
+        self._leader_epoch = leader_epoch
+        self.timers = Timers(heartbeat_s=heartbeat_s)
+        self._awake = AwakeClock(clock.monotonic(), self.timers.max_step_s)
+        self._entries: dict[NodeId, _Entry] = {}
+
+    async def load(self) -> None:
+        """Read the nodes of former reigns: none of them counts as ready or lost before it had time to dial again.
+
+        Raises:
+            Failure: `storage.unavailable`.
+        """
+        async with self._database.snapshot() as connection:
+            rows = await store.nodes(connection)
+            devices = await store.devices(connection)
+        for row in rows:
+            self._entries[NodeId(row.node_id)] = _Entry(
+                row=row,
+                has_left=row.state == NodeState.OFFLINE.value,
+                devices=tuple(device.reading() for device in devices if device.node_id == row.node_id),
+            )
+
+    async def open(self, hello: Hello) -> Session:
+        """Begin a session and close the older one of the same node.
+
+        Raises:
+            Refused: the hello is not accepted.
+        """
+        living = self._living_machine(hello.node_id)
+        refusal = protocol.admission(hello, leader_epoch=self._leader_epoch, living_machine_id=living)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        try:
+            async with self._database.transaction() as connection:
+                row = await store.upsert(connection, hello)
+        except Failure as failure:
+            raise RefusedError(
+                Refuse(code=failure.code, message=failure.message, hint=failure.hint, retry_after_ms=2000)
+            ) from failure
+        entry = self._entries.setdefault(hello.node_id, _Entry(row=row))
+        if entry.session is not None and entry.session.epoch > row.session_epoch:
+            raise RefusedError(Refuse(code="node.stale_sequence", message="a newer session of this node was faster"))
+        if entry.session is not None:
+            entry.session.close(Refuse(code="node.stale_sequence", message="a newer session of this node has begun"))
+        session = Session(hello.node_id, row.session_epoch)
+        entry.row, entry.session, entry.has_left, entry.sent_generation = row, session, False, 0
+        entry.devices = hello.inventory.devices
+        entry.disk_free_bytes = hello.inventory.disk_free_bytes
+        entry.applied_generation = hello.observation.applied_generation
+        entry.heard_at = self._awake.read(self._clock.monotonic())
+        self._observe(entry, hello.observation, is_forced=True)
+        session.send(
+            Welcome(
+                leader_epoch=self._leader_epoch,
+                session_epoch=row.session_epoch,
+                heartbeat_ms=int(self.timers.heartbeat_s * 1000),
+                lease_ms=int(self.timers.lost_s * 1000),
+            )
+        )
+        self._wakeups.wake("node_hello")
+        return session
+
+    def _living_machine(self, node_id: NodeId) -> str | None:
+        entry = self._entries.get(node_id)
+        if entry is None or entry.session is None or entry.session.is_closed:
+            return None
+        is_living = self._state(entry) in (NodeState.READY, NodeState.SUSPECT)
+        return entry.row.machine_id if is_living else None
+
+    def receive(self, session: Session, message: NodeMessage) -> None:
+        """Carry out what one message of a session asks for; messages of a closed session are dropped."""
+        entry = self._entries[session.node_id]
+        if session.is_closed or entry.session is not session:
+            return
+        session.state, effects = protocol.step(session.state, message)
+        entry.heard_at = self._awake.read(self._clock.monotonic())
+        for effect in effects:
+            if isinstance(effect, Ack | Refuse):
+                session.send(effect)
+            elif isinstance(effect, protocol.Telemetry):
+                entry.devices, entry.disk_free_bytes = effect.devices, effect.disk_free_bytes
+                entry.applied_generation = max(entry.applied_generation, effect.applied_generation)
+            elif isinstance(effect, protocol.Observe):
+                self._observe(entry, effect.observation)
+            elif isinstance(effect, protocol.Leave):
+                entry.has_left = True
+        self._tell(entry)
+
+    def closed(self, session: Session) -> None:
+        """Note that a stream has ended; it says nothing about the node, whose lease runs on."""
+        session.close()
+        entry = self._entries[session.node_id]
+        if entry.session is session:
+            entry.session = None
+            self._wakeups.wake("node_stream_ended")
+
+    def close_all(self) -> None:
+        """End every session, as this controller ends."""
+        for entry in self._entries.values():
+            if entry.session is not None:
+                entry.session.close(Refuse(code="controller.not_ready", message="the controller is ending"))
+
+    def _observe(self, entry: _Entry, observation: Observation, *, is_forced: bool = False) -> None:
+        before = entry.observation
+        entry.observation = observation
+        entry.applied_generation = max(entry.applied_generation, observation.applied_generation)
+        if is_forced or before is None or significant(before) != significant(observation):
+            entry.observed_version += 1
+            self._wakeups.wake("observed")
+
+    def tick(self) -> None:
+        """Look at every lease; wakes the reconcile loop when a node's state changed. Called every `Timers.tick_s`."""
+        self._awake.read(self._clock.monotonic())
+        for entry in self._entries.values():
+            self._tell(entry)
+
+    def _tell(self, entry: _Entry) -> None:
+        state = self._state(entry)
+        if state is not entry.told_state:
+            entry.told_state = state
+            self._wakeups.wake(f"node_{state.value}")
+
+    def _silent_s(self, entry: _Entry) -> float:
+        return self._awake.read(self._clock.monotonic()) - (entry.heard_at or 0.0)
+
+    def _state(self, entry: _Entry) -> NodeState:
+        return node_state(
+            self._silent_s(entry), self.timers, is_heard=entry.heard_at is not None, has_left=entry.has_left
+        )
+
+    def nodes(self) -> dict[NodeId, NodeNow]:
+        """Return every node as it is known now."""
+        return {node_id: self._now(node_id, entry) for node_id, entry in self._entries.items()}
+
+    def _now(self, node_id: NodeId, entry: _Entry) -> NodeNow:
+        session = entry.session
+        return NodeNow(
+            node_id=node_id,
+            name=entry.row.name,
+            state=self._state(entry),
+            silent_s=self._silent_s(entry),
+            is_heard=entry.heard_at is not None,
+            is_connected=session is not None and not session.is_closed,
+            devices=entry.devices,
+            disk_free_bytes=entry.disk_free_bytes,
+            applied_generation=entry.applied_generation,
+            sent_generation=entry.sent_generation,
+            session_epoch=entry.row.session_epoch,
+            observation=entry.observation,
+            observed_version=entry.observed_version,
+        )
+
+    def send_desired(self, node_id: NodeId, session_epoch: int, desired: DesiredSet) -> None:
+        """Send a node its whole desired set, if the session it was made for is still the living one."""
+        entry = self._entries.get(node_id)
+        if entry is not None and entry.session is not None and entry.session.epoch == session_epoch:
+            entry.sent_generation = desired.generation
+            entry.session.send(desired)
+
+    def session_of(self, node_id: NodeId) -> Session | None:
+        """Return the living session of a node."""
+        entry = self._entries.get(node_id)
+        return None if entry is None or entry.session is None or entry.session.is_closed else entry.session
+
+
+class RefusedError(Exception):
+    """A hello was not accepted; `refusal` says why."""
+
+    def __init__(self, refusal: Refuse) -> None:
+        self.refusal = refusal
+        super().__init__(refusal.message)

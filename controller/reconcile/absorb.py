@@ -1,0 +1,99 @@
+"""Writes what the nodes say into the tables, before anything is decided from them.
+
+Comes in: the fleet's observations and lease states. Goes out: mirrored replicas, pulls, files, node states, events.
+Each observation is whole and replaces what was known: one that could not be written (no database) is written later.
+"""
+
+from collections.abc import Mapping
+
+from controller.deployments.service import Deployments
+from controller.fleet import store as fleet_store
+from controller.fleet.model import NodeNow, NodeRow
+from controller.leadership import Leadership
+from controller.reconcile.lifecycle import is_past_lease
+from controller.registry.pulls import Pulls
+from core.events import Happening, Subject
+from core.ids import NodeId
+from core.infra import postgres
+from core.ports import EventLog
+from core.states import NodeState
+
+
+class Absorb:
+    """Remembers which observation of each node has been written; forgetting it only costs writing it again."""
+
+    def __init__(
+        self,
+        *,
+        database: postgres.Database,
+        leadership: Leadership,
+        deployments: Deployments,
+        pulls: Pulls,
+        events: EventLog[postgres.Connection],
+        lost_s: float,
+    ) -> None:
+        self._database = database
+        self._leadership = leadership
+        self._deployments = deployments
+        self._pulls = pulls
+        self._events = events
+        self._lost_s = lost_s
+        self._written: dict[NodeId, tuple[int, int]] = {}
+        self._states: dict[NodeId, tuple[NodeState, bool]] = {}
+
+    async def write(self, live: Mapping[NodeId, NodeNow]) -> None:
+        """Write every observation and node state that has not been written.
+
+        Raises:
+            LeadershipLostError: another controller reigns.
+            Failure: `storage.unavailable`.
+        """
+        for node_id, node in live.items():
+            mark = (node.session_epoch, node.observed_version)
+            state = (node.state, is_past_lease(node, self._lost_s))
+            if self._written.get(node_id) == mark and self._states.get(node_id) == state:
+                continue
+            async with self._database.transaction() as connection:
+                await self._leadership.fence(connection)
+                await self._write_one(connection, node, state, is_changed=self._written.get(node_id) != mark)
+            self._written[node_id], self._states[node_id] = mark, state
+
+    async def _write_one(
+        self, connection: postgres.Connection, node: NodeNow, state: tuple[NodeState, bool], *, is_changed: bool
+    ) -> None:
+        # Before it is heard of or lost, what was recorded of a node stands: a controller's restart is not its event.
+        if (node.is_heard or node.state is NodeState.LOST) and await fleet_store.set_state(
+            connection, node.node_id, node.state.value
+        ):
+            await self._events.record(connection, _happening(node))
+        if state[1]:
+            await self._deployments.lose(connection, node.node_id, node.name)
+            return
+        was_lost = self._states.get(node.node_id, (None, False))[1]
+        if node.observation is not None and node.is_heard and (is_changed or was_lost):
+            row = await _row(connection, node.node_id)
+            is_applied = row is not None and node.observation.applied_generation >= row.generation > 0
+            await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
+            await self._pulls.absorb(connection, node.node_id, node.observation.files)
+
+
+async def _row(connection: postgres.Connection, node_id: NodeId) -> NodeRow | None:
+    return next((row for row in await fleet_store.nodes(connection) if row.node_id == node_id), None)
+
+
+_SENTENCES: Mapping[NodeState, str] = {
+    NodeState.READY: "is ready",
+    NodeState.SUSPECT: "has not been heard of for a while: it gets no new replica and no new request",
+    NodeState.LOST: "is lost: silent past its lease",
+    NodeState.OFFLINE: "is offline: its node agent said goodbye",
+}
+
+
+def _happening(node: NodeNow) -> Happening:
+    return Happening(
+        kind=f"node_{node.state.value}",
+        subject_kind=Subject.NODE,
+        subject=node.name,
+        message=f"node {node.name} {_SENTENCES[node.state]}",
+        data={"node_id": node.node_id},
+    )

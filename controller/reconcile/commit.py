@@ -1,0 +1,206 @@
+"""Writes what a pass decided, all or nothing, in one transaction that only the leader can commit.
+
+Comes in: a plan and steps made from one picture. Goes out: rows, events, and how many things changed. A deployment that
+moved on since the picture makes the whole plan stale: nothing is written and the loop looks again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.deployments.model import Deployment, Replica
+from controller.fleet.model import NodeNow
+from controller.leadership import Leadership
+from controller.reconcile import store
+from controller.reconcile.lifecycle import Steps, first_wish
+from controller.reconcile.picture import Picture
+from controller.registry import store as registry_store
+from core.events import Happening, Subject
+from core.ids import IdSource, NodeId
+from core.infra import postgres
+from core.ports import EventLog
+from core.states import Desired
+from scheduler.outcome import Plan, Refusal, Start, Stop
+
+
+class StalePlanError(Exception):
+    """What was planned for has changed meanwhile: a normal outcome, look again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One commit: what it reads from while it writes."""
+
+    connection: postgres.Connection
+    picture: Picture
+    live: Mapping[NodeId, NodeNow]
+    deployments: Mapping[str, Deployment]
+    replicas: Mapping[str, Replica]
+    node_names: Mapping[str, str]
+
+
+class Commit:
+    """The one writer of decisions."""
+
+    def __init__(
+        self,
+        *,
+        database: postgres.Database,
+        leadership: Leadership,
+        events: EventLog[postgres.Connection],
+        ids: IdSource,
+        lost_s: float,
+    ) -> None:
+        self._database = database
+        self._leadership = leadership
+        self._events = events
+        self._ids = ids
+        self._lost_s = lost_s
+
+    async def write(self, picture: Picture, live: Mapping[NodeId, NodeNow], plan: Plan, steps: Steps) -> int:
+        """Write `plan` and `steps` and return how many rows changed; 0 means that the picture needs no second look.
+
+        Raises:
+            StalePlanError: a deployment has moved on since `picture`.
+            LeadershipLostError: another controller reigns.
+            Failure: `storage.unavailable`; then nothing is known of the commit, and the next pass finds out.
+        """
+        refusals = _changed_refusals(picture, plan)
+        if plan.is_empty and steps.is_empty and not refusals and not _cured(picture, plan):
+            return 0
+        async with self._database.transaction() as connection:
+            await self._leadership.fence(connection)
+            work = _Work(
+                connection=connection,
+                picture=picture,
+                live=live,
+                deployments={row.deployment_id: row for row in picture.deployments},
+                replicas={row.replica_id: row for row in picture.replicas},
+                node_names={row.node_id: row.name for row in picture.nodes},
+            )
+            changed = 0
+            for start in plan.starts:
+                changed += await self._start(work, start)
+            for stop in plan.stops:
+                changed += await self._stop(work, stop)
+            changed += await self._steps(work, steps)
+            for refusal in refusals:
+                await self._refuse(work, refusal)
+            for deployment_id in _cured(picture, plan):
+                await store.cure(connection, deployment_id)
+        return changed
+
+    async def _start(self, work: _Work, start: Start) -> int:
+        deployment = work.deployments[start.deployment_id]
+        if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
+            raise StalePlanError
+        replica_id = self._ids.fresh("rep")
+        row = {
+            "replica_id": replica_id,
+            "deployment_id": start.deployment_id,
+            "spec_generation": start.generation,
+            "node_id": start.node_id,
+            "promises": {str(device): count for device, count in start.promises.items()},
+        }
+        if not await store.start(work.connection, row):
+            raise StalePlanError
+        node = work.node_names[start.node_id]
+        await self._record(
+            work,
+            "replica_placed",
+            replica_id,
+            f"a replica of {deployment.name} was placed on node {node}",
+            start.reason,
+            {"deployment": deployment.name, "node": node, "promises": row["promises"]},
+        )
+        return 1
+
+    async def _stop(self, work: _Work, stop: Stop) -> int:
+        row = work.replicas[stop.replica_id]
+        if row.desired != Desired.RUN.value:
+            return 0
+        deployment = work.deployments[row.deployment_id]
+        if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
+            raise StalePlanError
+        desired = first_wish(row, work.live.get(NodeId(row.node_id)), self._lost_s)
+        await store.wish(work.connection, row.replica_id, row.desired, desired.value)
+        verb = "is drained" if desired is Desired.DRAIN else "is stopped"
+        await self._record(
+            work, f"replica_{desired.value}", row.replica_id, f"a replica of {deployment.name} {verb}", stop.reason, {}
+        )
+        return 1
+
+    async def _steps(self, work: _Work, steps: Steps) -> int:
+        changed = 0
+        for row in steps.stops:
+            changed += await store.wish(work.connection, row.replica_id, row.desired, Desired.STOP.value)
+        for row in steps.gone:
+            if await store.forget(work.connection, row.replica_id):
+                name = work.deployments[row.deployment_id].name
+                await self._record(work, "replica_gone", row.replica_id, f"a replica of {name} is gone", "", {})
+                changed += 1
+        for deployment_id in steps.ended:
+            if await store.end(work.connection, deployment_id):
+                changed += 1
+                name = work.deployments[deployment_id].name
+                happening = Happening(
+                    kind="deployment_deleted",
+                    subject_kind=Subject.DEPLOYMENT,
+                    subject=name,
+                    message=f"deployment {name} is gone",
+                )
+                await self._events.record(work.connection, happening)
+        if steps.ended:
+            await registry_store.sweep_models(work.connection)
+        for pull_id, node_id in steps.pulls.items():
+            changed += await registry_store.assign_pull(work.connection, pull_id, node_id)
+        return changed
+
+    async def _refuse(self, work: _Work, refusal: Refusal) -> None:
+        row = {
+            "deployment_id": refusal.deployment_id,
+            "code": refusal.code,
+            "message": refusal.message,
+            "hint": refusal.hint,
+            "nodes": [{"node": one.name, "reason": one.reason} for one in refusal.nodes],
+            "cured_by": sorted(refusal.cured_by),
+        }
+        known = {one.deployment_id: one.code for one in work.picture.refusals}
+        deployment = work.deployments[refusal.deployment_id]
+        if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
+            raise StalePlanError
+        await store.refuse(work.connection, row)
+        if known.get(refusal.deployment_id) != refusal.code:
+            happening = Happening(
+                kind="placement_refused",
+                subject_kind=Subject.DEPLOYMENT,
+                subject=deployment.name,
+                reason=refusal.code,
+                message=refusal.message,
+                data={"nodes": row["nodes"]},
+            )
+            await self._events.record(work.connection, happening)
+
+    async def _record(
+        self, work: _Work, kind: str, replica_id: str, message: str, reason: str, data: Mapping[str, object]
+    ) -> None:
+        happening = Happening(
+            kind=kind, subject_kind=Subject.REPLICA, subject=replica_id, message=message, reason=reason, data=data
+        )
+        await self._events.record(work.connection, happening)
+
+
+def _changed_refusals(picture: Picture, plan: Plan) -> tuple[Refusal, ...]:
+    known = {row.deployment_id: row for row in picture.refusals}
+    changed = []
+    for refusal in plan.refusals:
+        before = known.get(refusal.deployment_id)
+        nodes = [{"node": one.name, "reason": one.reason} for one in refusal.nodes]
+        now = (refusal.code, refusal.message, refusal.hint, nodes)
+        if before is None or (before.code, before.message, before.hint, list(before.nodes)) != now:
+            changed.append(refusal)
+    return tuple(changed)
+
+
+def _cured(picture: Picture, plan: Plan) -> tuple[str, ...]:
+    refused = {refusal.deployment_id for refusal in plan.refusals}
+    return tuple(row.deployment_id for row in picture.refusals if row.deployment_id not in refused)

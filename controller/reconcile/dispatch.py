@@ -1,0 +1,123 @@
+"""Sends each node its whole desired set, under a generation that grows exactly when its content does.
+
+Comes in: the picture and the live nodes. Goes out: `DesiredSet`s through the fleet, and each node's generation with the
+digest of its content in its row, so that a restarted controller goes on counting where the last one stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from controller.deployments.model import Deployment, Replica
+from controller.fleet import store as fleet_store
+from controller.fleet.model import DesiredSet, FileOrder, NodeNow, NodeRow, ReplicaOrder
+from controller.fleet.service import Fleet
+from controller.leadership import Leadership
+from controller.reconcile.picture import Picture
+from core.ids import DeviceId, NodeId, PullId, ReplicaId
+from core.infra import postgres
+from core.sources import parse_source
+from core.states import Desired, PullState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What one node should hold, without a number yet."""
+
+    replicas: tuple[ReplicaOrder, ...]
+    files: tuple[FileOrder, ...]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content in a canonical form."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def orders(node_id: NodeId, picture: Picture) -> Orders:
+    """Return what `node_id` should hold: pure, and the same for the same picture."""
+    deployments = {row.deployment_id: row for row in picture.deployments}
+    replicas = [
+        _replica_order(row, deployments[row.deployment_id], picture)
+        for row in picture.replicas
+        if row.node_id == node_id
+    ]
+    files = [
+        FileOrder(
+            want_id=PullId(pull.pull_id),
+            source=pull.source,
+            sha256=parse_source(pull.source).file_sha256 or "",
+            size_bytes=0,
+            is_cancelled=pull.state == PullState.CANCELLED.value,
+        )
+        for pull in picture.pulls
+        if pull.node_id == node_id
+    ]
+    return Orders(
+        replicas=tuple(sorted(replicas, key=lambda one: one.replica_id)),
+        files=tuple(sorted(files, key=lambda one: one.want_id)),
+    )
+
+
+def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> ReplicaOrder:
+    files = picture.files.get(deployment.version_id, ())
+    return ReplicaOrder(
+        replica_id=ReplicaId(row.replica_id),
+        deployment=deployment.name,
+        served_name=deployment.name,
+        engine=row.engine,
+        engine_version=row.engine_version,
+        settings=row.settings,
+        files=tuple(
+            FileOrder(
+                want_id=PullId(""),
+                source=picture.sources[deployment.version_id],
+                sha256=file.sha256,
+                size_bytes=file.size_bytes,
+            )
+            for file in files
+        ),
+        promises={DeviceId(device): int(count) for device, count in row.promises.items()},
+        # A draining replica still runs; only the doors know the difference.
+        desired=Desired(row.desired),
+    )
+
+
+class Dispatch:
+    """Numbers desired sets and sends them to connected nodes."""
+
+    def __init__(self, *, database: postgres.Database, leadership: Leadership, fleet: Fleet) -> None:
+        self._database = database
+        self._leadership = leadership
+        self._fleet = fleet
+
+    async def send(self, picture: Picture, live: Mapping[NodeId, NodeNow]) -> None:
+        """Send every connected node its desired set, if it has not been sent this one.
+
+        Raises:
+            LeadershipLostError: another controller reigns.
+            Failure: `storage.unavailable`.
+        """
+        for row in picture.nodes:
+            node = live.get(NodeId(row.node_id))
+            if node is not None and node.is_connected:
+                await self._send_one(row, node, orders(node.node_id, picture))
+
+    async def _send_one(self, row: NodeRow, node: NodeNow, wanted: Orders) -> None:
+        generation, digest = row.generation, wanted.digest()
+        # A node that applied more than we ever counted has met a later database than ours: count on above it.
+        is_new = digest != row.desired_digest or node.applied_generation > row.generation or generation == 0
+        if is_new:
+            generation = max(row.generation, node.applied_generation) + 1
+            async with self._database.transaction() as connection:
+                await self._leadership.fence(connection)
+                if not await fleet_store.set_desired(connection, row.node_id, generation, digest):
+                    return  # the row has moved on: the next pass sends
+        if is_new or node.sent_generation != generation:
+            desired = DesiredSet(
+                leader_epoch=self._leadership.epoch,
+                generation=generation,
+                replicas=wanted.replicas,
+                files=wanted.files,
+            )
+            self._fleet.send_desired(node.node_id, node.session_epoch, desired)

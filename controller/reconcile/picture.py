@@ -1,0 +1,127 @@
+"""One consistent picture of all tables, read in one repeatable-read snapshot, and the scheduler's view of it.
+
+Comes in: a snapshot connection and what is live in memory. Goes out: `Picture`, and `scheduler.snapshot.Snapshot`.
+Called by `controller.reconcile.loop`; `seen` is pure.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from controller.deployments import store as deployment_store
+from controller.deployments.model import Deployment, RefusalRow, Replica, footprint_of
+from controller.fleet import store as fleet_store
+from controller.fleet.model import NodeNow, NodeRow
+from controller.identity import store as identity_store
+from controller.identity.model import ApiKey
+from controller.registry import store as registry_store
+from controller.registry.model import Alias, File, Pull
+from core.devices import DeviceKind
+from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId, Sha256
+from core.infra import postgres
+from core.states import Desired, ReplicaState
+from scheduler.snapshot import DeploymentView, DeviceView, NodeView, ReplicaView, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Everything that a pass decides from, as of one instant of the database."""
+
+    nodes: tuple[NodeRow, ...]
+    node_files: Mapping[NodeId, frozenset[Sha256]]
+    deployments: tuple[Deployment, ...]
+    replicas: tuple[Replica, ...]
+    refusals: tuple[RefusalRow, ...]
+    files: Mapping[str, tuple[File, ...]]
+    sources: Mapping[str, str]
+    pulls: tuple[Pull, ...]
+    keys: tuple[ApiKey, ...]
+    aliases: tuple[Alias, ...]
+
+
+async def read(connection: postgres.Connection) -> Picture:
+    """Return the picture that `connection`'s snapshot shows."""
+    places: dict[NodeId, set[Sha256]] = {}
+    for place in await registry_store.places(connection):
+        places.setdefault(NodeId(place.node_id), set()).add(Sha256(place.sha256))
+    files: dict[str, list[File]] = {}
+    for file in await registry_store.files(connection):
+        files.setdefault(file.version_id, []).append(file)
+    return Picture(
+        nodes=tuple(await fleet_store.nodes(connection)),
+        node_files={node: frozenset(digests) for node, digests in places.items()},
+        deployments=tuple(await deployment_store.deployments(connection)),
+        replicas=tuple(await deployment_store.replicas(connection)),
+        refusals=tuple(await deployment_store.refusals(connection)),
+        files={version: tuple(of_it) for version, of_it in files.items()},
+        sources={version.version_id: version.source for version in await registry_store.versions(connection)},
+        pulls=tuple(await registry_store.live_pulls(connection)),
+        keys=tuple(await identity_store.all_keys(connection)),
+        aliases=tuple(await registry_store.aliases(connection)),
+    )
+
+
+def seen(picture: Picture, live: Mapping[NodeId, NodeNow], *, now: datetime, cpu_reserve_bytes: int) -> Snapshot:
+    """Return what the scheduler may see of `picture` and of the nodes as they are now."""
+    return Snapshot(
+        now=now,
+        nodes=tuple(
+            _node(row, live[NodeId(row.node_id)], picture) for row in picture.nodes if NodeId(row.node_id) in live
+        ),
+        deployments=tuple(_deployment(row, picture) for row in picture.deployments),
+        replicas=tuple(_replica(row, live) for row in picture.replicas),
+        cpu_reserve_bytes=cpu_reserve_bytes,
+    )
+
+
+def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
+    usable = [fact for fact in row.engines if fact["is_usable"]]
+    return NodeView(
+        node_id=NodeId(row.node_id),
+        name=row.name,
+        state=now.state,
+        is_cordoned=row.is_cordoned,
+        silent_s=now.silent_s,
+        devices=tuple(
+            DeviceView(
+                device_id=device.device_id,
+                kind=device.kind,
+                total_bytes=device.total_bytes,
+                free_bytes=device.free_bytes,
+            )
+            for device in now.devices
+        ),
+        file_digests=picture.node_files.get(NodeId(row.node_id), frozenset()),
+        engines={str(fact["engine"]): frozenset(DeviceKind(kind) for kind in fact["device_kinds"]) for fact in usable},
+        engine_reasons={str(fact["engine"]): str(fact["reason"]) for fact in row.engines if not fact["is_usable"]},
+    )
+
+
+def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
+    return DeploymentView(
+        deployment_id=DeploymentId(row.deployment_id),
+        name=row.name,
+        generation=row.spec_generation,
+        replicas=row.replicas,
+        engine=row.engine,
+        footprint=footprint_of(row.footprint),
+        file_digests=tuple(Sha256(file.sha256) for file in picture.files.get(row.version_id, ())),
+        is_deleting=row.is_deleting,
+    )
+
+
+def _replica(row: Replica, live: Mapping[NodeId, NodeNow]) -> ReplicaView:
+    now = live.get(NodeId(row.node_id))
+    reports = now.observation.replicas if now is not None and now.observation is not None else ()
+    measured = next((report.memory_bytes for report in reports if report.replica_id == row.replica_id), 0)
+    return ReplicaView(
+        replica_id=ReplicaId(row.replica_id),
+        deployment_id=DeploymentId(row.deployment_id),
+        generation=row.spec_generation,
+        node_id=NodeId(row.node_id),
+        state=ReplicaState(row.state),
+        desired=Desired(row.desired),
+        promises={DeviceId(device): int(count) for device, count in row.promises.items()},
+        measured_bytes=measured,
+        created_at=row.created_at,
+    )

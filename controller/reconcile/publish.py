@@ -1,0 +1,92 @@
+"""From the picture and the live nodes to the published route table.
+
+Called by `controller.reconcile.loop` in each pass; everything but the call of `Routes.publish` is pure.
+"""
+
+from collections.abc import Mapping
+
+from adapters import registry as engines
+from controller.deployments.model import Deployment, RefusalRow, Replica
+from controller.deployments.waiting import Sight, standing
+from controller.fleet.model import NodeNow
+from controller.identity.model import ApiKey
+from controller.reconcile.lifecycle import is_past_lease
+from controller.reconcile.picture import Picture
+from controller.routes.model import KeyEntry, RoutableDeployment, RoutableReplica, Table
+from controller.routes.table import table
+from core.ids import NodeId, ReplicaId
+from core.states import SERVING, Desired, NodeState, ReplicaState
+
+
+def route_table(picture: Picture, live: Mapping[NodeId, NodeNow], *, lost_s: float, engine_seed: bytes) -> Table:
+    """Return the table that doors should serve by; a deployment that is being deleted has no route."""
+    by_deployment: dict[str, list[Replica]] = {}
+    for row in picture.replicas:
+        by_deployment.setdefault(row.deployment_id, []).append(row)
+    refusals = {row.deployment_id: row for row in picture.refusals}
+    deployments = [
+        _deployment(row, by_deployment.get(row.deployment_id, []), refusals.get(row.deployment_id), live, lost_s=lost_s)
+        for row in picture.deployments
+        if not row.is_deleting
+    ]
+    aliases = {alias.name: alias.model for alias in picture.aliases}
+    return table(deployments, aliases, [_key(key) for key in picture.keys], engine_seed=engine_seed)
+
+
+def unrouted(picture: Picture) -> frozenset[ReplicaId]:
+    """Return the replicas that are on their way out."""
+    return frozenset(ReplicaId(row.replica_id) for row in picture.replicas if row.desired != Desired.RUN.value)
+
+
+def _deployment(
+    row: Deployment,
+    replicas: list[Replica],
+    refusal: RefusalRow | None,
+    live: Mapping[NodeId, NodeNow],
+    *,
+    lost_s: float,
+) -> RoutableDeployment:
+    sights = [_sight(replica, live.get(NodeId(replica.node_id))) for replica in replicas]
+    adapter = engines.adapter(row.engine)
+    return RoutableDeployment(
+        name=row.name,
+        model=row.model,
+        engine=row.engine,
+        endpoints=tuple(endpoint.value for endpoint in adapter.endpoints(row.settings)),
+        replicas=tuple(
+            _replica(replica, live.get(NodeId(replica.node_id)), lost_s)
+            for replica in replicas
+            if ReplicaState(replica.state) in SERVING and replica.desired == Desired.RUN.value
+        ),
+        waiting=standing(row, sights, refusal).waiting,
+        created_at=row.created_at,
+    )
+
+
+def _sight(replica: Replica, node: NodeNow | None) -> Sight:
+    return Sight(
+        replica=replica,
+        node_name=node.name if node else replica.node_id,
+        node_state=node.state if node else NodeState.LOST,
+    )
+
+
+def _replica(row: Replica, node: NodeNow | None, lost_s: float) -> RoutableReplica:
+    return RoutableReplica(
+        replica_id=ReplicaId(row.replica_id),
+        incarnation=row.incarnation,
+        host=row.host,
+        port=row.port,
+        node_state=node.state if node else NodeState.LOST,
+        is_silent_past_lease=is_past_lease(node, lost_s),
+    )
+
+
+def _key(key: ApiKey) -> KeyEntry:
+    return KeyEntry(
+        kid=key.kid,
+        digest=key.digest,
+        project=key.project,
+        expires_unix_s=int(key.expires_at.timestamp()) if key.expires_at else 0,
+        is_revoked=key.revoked_at is not None,
+    )

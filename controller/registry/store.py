@@ -1,0 +1,271 @@
+"""The registry's SQL. Called by the services of `controller.registry` alone."""
+
+from psycopg import errors as pg
+from psycopg.types.json import Jsonb
+
+from controller.registry.model import Alias, File, FilePlace, Model, NewVersion, Pull, Version
+from core.infra import postgres
+
+_MODEL = "SELECT model_id, name, is_deleting, created_at FROM controller.model"
+_MODELS = _MODEL + " WHERE NOT is_deleting ORDER BY name"
+_MODEL_BY_NAME = _MODEL + " WHERE name = %(name)s"
+_MODEL_BY_ID = _MODEL + " WHERE model_id = %(model_id)s"
+_VERSION = """
+SELECT version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts, created_at
+  FROM controller.version
+"""
+_VERSIONS = _VERSION + " ORDER BY model_id, number"
+_LATEST = _VERSION + " WHERE model_id = %(model_id)s ORDER BY number DESC LIMIT 1"
+_FILE = "SELECT version_id, position, path, sha256, size_bytes FROM controller.file"
+_FILES = _FILE + " ORDER BY version_id, position"
+_FILES_OF = _FILE + " WHERE version_id = %(version_id)s ORDER BY position"
+_PLACES = """
+SELECT DISTINCT node_file.sha256, node_id, node.name AS node_name
+  FROM controller.node_file JOIN controller.node USING (node_id) ORDER BY node_name
+"""
+_ALIASES = """
+SELECT alias.name, model.name AS model FROM controller.alias JOIN controller.model USING (model_id)
+ WHERE NOT is_deleting ORDER BY alias.name
+"""
+_INSERT_MODEL = """
+INSERT INTO controller.model (model_id, name) VALUES (%(model_id)s, %(name)s) ON CONFLICT (name) DO NOTHING
+"""
+_INSERT_VERSION = """
+INSERT INTO controller.version
+    (version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts)
+SELECT %(version_id)s, %(model_id)s, coalesce(max(number), 0) + 1, %(digest)s, %(source)s, %(format)s, %(size_bytes)s,
+       %(chat_template_sha256)s, %(facts)s
+  FROM controller.version WHERE model_id = %(model_id)s
+ON CONFLICT (model_id, digest) DO NOTHING
+"""
+_INSERT_FILE = """
+INSERT INTO controller.file (version_id, position, path, sha256, size_bytes)
+VALUES (%(version_id)s, 0, %(path)s, %(sha256)s, %(size_bytes)s)
+"""
+_COPY_FILES = """
+INSERT INTO controller.file (version_id, position, path, sha256, size_bytes)
+SELECT %(to)s, position, path, sha256, size_bytes FROM controller.file WHERE version_id = %(from)s
+"""
+_INSERT_PLACE = """
+INSERT INTO controller.node_file (node_id, sha256) VALUES (%(node_id)s, %(sha256)s) ON CONFLICT DO NOTHING
+"""
+_DELETE_PLACES = "DELETE FROM controller.node_file WHERE node_id = %(node_id)s AND sha256 <> ALL (%(kept)s)"
+_HIDE_MODEL = "UPDATE controller.model SET is_deleting = true WHERE model_id = %(model_id)s"
+_DELETE_MODEL = "DELETE FROM controller.model WHERE model_id = %(model_id)s"
+_PUT_ALIAS = """
+INSERT INTO controller.alias (name, model_id) VALUES (%(name)s, %(model_id)s)
+ON CONFLICT (name) DO UPDATE SET model_id = excluded.model_id
+"""
+_DELETE_ALIAS = "DELETE FROM controller.alias WHERE name = %(name)s"
+_PULL = """
+SELECT pull_id, model_name, source, node_id, state, bytes_done, bytes_total, code, message, hint, created_at,
+       finished_at
+  FROM controller.pull
+"""
+_PULLS = _PULL + " ORDER BY created_at DESC, pull_id LIMIT 200"
+_PULL_BY_ID = _PULL + " WHERE pull_id = %(pull_id)s"
+_PULL_ACTIVE = _PULL + " WHERE model_name = %(model_name)s AND source = %(source)s AND finished_at IS NULL"
+# A cancelled pull stays in its node's desired set for a minute, so that a node that was just told of it hears the end.
+_PULLS_LIVE = (
+    _PULL
+    + """
+ WHERE finished_at IS NULL
+    OR (state = 'cancelled' AND node_id IS NOT NULL AND finished_at > now() - interval '60 seconds')
+ ORDER BY created_at, pull_id
+"""
+)
+_ASSIGN_PULL = """
+UPDATE controller.pull SET node_id = %(node_id)s, state = 'queued'
+ WHERE pull_id = %(pull_id)s AND finished_at IS NULL AND node_id IS DISTINCT FROM %(node_id)s
+"""
+_SWEEP_MODELS = """
+DELETE FROM controller.model
+ WHERE is_deleting AND NOT EXISTS (SELECT 1 FROM controller.version JOIN controller.deployment USING (version_id)
+                                    WHERE version.model_id = model.model_id)
+"""
+_INSERT_PULL = """
+INSERT INTO controller.pull (pull_id, model_name, source, state, bytes_done, bytes_total, finished_at)
+VALUES (%(pull_id)s, %(model_name)s, %(source)s, %(state)s, %(bytes)s, %(bytes)s,
+        CASE WHEN %(state)s = 'queued' THEN NULL ELSE now() END)
+ON CONFLICT (model_name, source) WHERE finished_at IS NULL DO NOTHING
+"""
+# A finished pull never moves again: every change is guarded by finished_at.
+_MOVE_PULL = """
+UPDATE controller.pull SET state = %(state)s, bytes_done = %(bytes_done)s, bytes_total = %(bytes_total)s
+ WHERE pull_id = %(pull_id)s AND finished_at IS NULL
+   AND (state, bytes_done, bytes_total) IS DISTINCT FROM (%(state)s, %(bytes_done)s::bigint, %(bytes_total)s::bigint)
+"""
+_END_PULL = """
+UPDATE controller.pull SET state = %(state)s, code = %(code)s, message = %(message)s, hint = %(hint)s,
+       bytes_done = CASE WHEN %(state)s = 'done' THEN %(bytes)s ELSE bytes_done END,
+       bytes_total = CASE WHEN %(state)s = 'done' THEN %(bytes)s ELSE bytes_total END, finished_at = now()
+ WHERE pull_id = %(pull_id)s AND finished_at IS NULL
+"""
+
+
+async def models(connection: postgres.Connection) -> list[Model]:
+    """Return every model that is not being deleted, by name."""
+    return await postgres.fetch_all(connection, Model, _MODELS)
+
+
+async def model(connection: postgres.Connection, name: str) -> Model | None:
+    """Return the model `name`, even while it is being deleted."""
+    return await postgres.fetch_one(connection, Model, _MODEL_BY_NAME, {"name": name})
+
+
+async def model_by_id(connection: postgres.Connection, model_id: str) -> Model | None:
+    """Return one model by its id."""
+    return await postgres.fetch_one(connection, Model, _MODEL_BY_ID, {"model_id": model_id})
+
+
+async def versions(connection: postgres.Connection) -> list[Version]:
+    """Return every version, by model and number."""
+    return await postgres.fetch_all(connection, Version, _VERSIONS)
+
+
+async def latest(connection: postgres.Connection, model_id: str) -> Version | None:
+    """Return the newest version of a model."""
+    return await postgres.fetch_one(connection, Version, _LATEST, {"model_id": model_id})
+
+
+async def files(connection: postgres.Connection) -> list[File]:
+    """Return every file of every version."""
+    return await postgres.fetch_all(connection, File, _FILES)
+
+
+async def files_of(connection: postgres.Connection, version_id: str) -> list[File]:
+    """Return the files of one version, the model's first."""
+    return await postgres.fetch_all(connection, File, _FILES_OF, {"version_id": version_id})
+
+
+async def places(connection: postgres.Connection) -> list[FilePlace]:
+    """Return which nodes hold which content."""
+    return await postgres.fetch_all(connection, FilePlace, _PLACES)
+
+
+async def aliases(connection: postgres.Connection) -> list[Alias]:
+    """Return every alias, by name."""
+    return await postgres.fetch_all(connection, Alias, _ALIASES)
+
+
+async def ensure_model(connection: postgres.Connection, model_id: str, name: str) -> bool:
+    """Make the model `name` if it is not there; return whether it was made."""
+    return bool(await postgres.execute(connection, _INSERT_MODEL, {"model_id": model_id, "name": name}))
+
+
+async def insert_version(connection: postgres.Connection, version_id: str, model_id: str, new: NewVersion) -> bool:
+    """Make the next version of a model; return False when this content is one of its versions already."""
+    row = {
+        "version_id": version_id,
+        "model_id": model_id,
+        "digest": new.digest,
+        "source": new.source,
+        "format": new.format,
+        "size_bytes": new.size_bytes,
+        "chat_template_sha256": new.chat_template_sha256,
+        "facts": Jsonb(dict(new.facts)),
+    }
+    if not await postgres.execute(connection, _INSERT_VERSION, row):
+        return False
+    if new.sha256 is not None:
+        file = {"version_id": version_id, "path": new.path, "sha256": new.sha256, "size_bytes": new.size_bytes}
+        await postgres.execute(connection, _INSERT_FILE, file)
+    return True
+
+
+async def copy_files(connection: postgres.Connection, from_version: str, to_version: str) -> None:
+    """Give `to_version` the files of `from_version`."""
+    await postgres.execute(connection, _COPY_FILES, {"from": from_version, "to": to_version})
+
+
+async def replace_places(connection: postgres.Connection, node_id: str, digests: frozenset[str]) -> None:
+    """Make `digests` the whole content of a node's store."""
+    await postgres.execute(connection, _DELETE_PLACES, {"node_id": node_id, "kept": sorted(digests)})
+    for sha256 in sorted(digests):
+        await postgres.execute(connection, _INSERT_PLACE, {"node_id": node_id, "sha256": sha256})
+
+
+async def delete_model(connection: postgres.Connection, model_id: str) -> bool:
+    """Delete a model with its versions and aliases; return False when a deployment holds one of its versions."""
+    try:
+        async with connection.transaction():
+            await postgres.execute(connection, _DELETE_MODEL, {"model_id": model_id})
+    except (pg.ForeignKeyViolation, pg.RestrictViolation):
+        return False
+    return True
+
+
+async def hide_model(connection: postgres.Connection, model_id: str) -> None:
+    """Mark a model as being deleted."""
+    await postgres.execute(connection, _HIDE_MODEL, {"model_id": model_id})
+
+
+async def put_alias(connection: postgres.Connection, name: str, model_id: str) -> None:
+    """Let the alias `name` stand for a model from now on."""
+    await postgres.execute(connection, _PUT_ALIAS, {"name": name, "model_id": model_id})
+
+
+async def delete_alias(connection: postgres.Connection, name: str) -> bool:
+    """Delete an alias; return whether there was one."""
+    return bool(await postgres.execute(connection, _DELETE_ALIAS, {"name": name}))
+
+
+async def pulls(connection: postgres.Connection) -> list[Pull]:
+    """Return the newest 200 pulls, newest first."""
+    return await postgres.fetch_all(connection, Pull, _PULLS)
+
+
+async def pull(connection: postgres.Connection, pull_id: str) -> Pull | None:
+    """Return one pull."""
+    return await postgres.fetch_one(connection, Pull, _PULL_BY_ID, {"pull_id": pull_id})
+
+
+async def live_pulls(connection: postgres.Connection) -> list[Pull]:
+    """Return the pulls that nodes should know of: unfinished ones, and cancelled ones for a minute."""
+    return await postgres.fetch_all(connection, Pull, _PULLS_LIVE)
+
+
+async def assign_pull(connection: postgres.Connection, pull_id: str, node_id: str | None) -> bool:
+    """Give an unfinished pull to a node, or take it back (None)."""
+    return bool(await postgres.execute(connection, _ASSIGN_PULL, {"pull_id": pull_id, "node_id": node_id}))
+
+
+async def sweep_models(connection: postgres.Connection) -> int:
+    """Delete the models that were deleted by force and that no deployment holds any more."""
+    return await postgres.execute(connection, _SWEEP_MODELS)
+
+
+async def active_pull(connection: postgres.Connection, model_name: str, source: str) -> Pull | None:
+    """Return the unfinished pull of the same thing."""
+    return await postgres.fetch_one(connection, Pull, _PULL_ACTIVE, {"model_name": model_name, "source": source})
+
+
+async def insert_pull(
+    connection: postgres.Connection, *, pull_id: str, model_name: str, source: str, state: str, size_bytes: int
+) -> bool:
+    """Make a pull, queued or done; return False when the same one is under way."""
+    row = {"pull_id": pull_id, "model_name": model_name, "source": source, "state": state, "bytes": size_bytes}
+    return bool(await postgres.execute(connection, _INSERT_PULL, row))
+
+
+async def move_pull(
+    connection: postgres.Connection, pull_id: str, *, state: str, bytes_done: int, bytes_total: int
+) -> int:
+    """Write the progress of an unfinished pull; return 1 when something changed."""
+    row = {"pull_id": pull_id, "state": state, "bytes_done": bytes_done, "bytes_total": bytes_total}
+    return await postgres.execute(connection, _MOVE_PULL, row)
+
+
+async def end_pull(
+    connection: postgres.Connection,
+    pull_id: str,
+    *,
+    state: str,
+    code: str = "",
+    message: str = "",
+    hint: str = "",
+    size_bytes: int = 0,
+) -> int:
+    """Finish a pull; return 0 when it had ended before."""
+    row = {"pull_id": pull_id, "state": state, "code": code, "message": message, "hint": hint, "bytes": size_bytes}
+    return await postgres.execute(connection, _END_PULL, row)

@@ -1,0 +1,105 @@
+"""The values of the route table and of the doors that hold it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from core.ids import ReplicaId
+from core.states import NodeState
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutableReplica:
+    """One replica that could be routed to: it is ready and wanted; the table looks at its node."""
+
+    replica_id: ReplicaId
+    incarnation: int
+    host: str
+    port: int
+    node_state: NodeState
+    is_silent_past_lease: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutableDeployment:
+    """One deployment with its routable replicas; `waiting` is a sentence without numbers that move by themselves."""
+
+    name: str
+    model: str
+    engine: str
+    endpoints: tuple[str, ...]
+    replicas: tuple[RoutableReplica, ...]
+    waiting: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where requests of a route go."""
+
+    replica_id: ReplicaId
+    incarnation: int
+    host: str
+    port: int
+    engine_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One public name; without targets it exists but nothing serves it, and `waiting` says why."""
+
+    public_name: str
+    deployment: str
+    served_name: str
+    engine: str
+    endpoints: tuple[str, ...]
+    targets: tuple[Target, ...]
+    waiting: str
+    created_unix_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyEntry:
+    """One key as doors check it; `expires_unix_s` 0 means never."""
+
+    kid: str
+    digest: bytes = field(repr=False)
+    project: str
+    expires_unix_s: int
+    is_revoked: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All routes and keys; the version is given when it is published."""
+
+    routes: tuple[Route, ...] = ()
+    keys: tuple[KeyEntry, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable:
+    """A table under its version."""
+
+    version: int
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoorReport:
+    """What a door says: the version it serves by, its streams per replica, and names asked for in vain."""
+
+    door_id: str
+    applied_version: int
+    loads: Mapping[ReplicaId, int] = field(default_factory=dict)
+    demand: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoorNow:
+    """One door as it is known now."""
+
+    door_id: str
+    applied_version: int
+    last_seen_s_ago: float
+    in_flight: int
