@@ -101,8 +101,8 @@ def sorting(
 ) -> Sorting:
     """Return the bucket of every one of `replicas`, which are all of `deployment`'s.
 
-    The decision per replica, first match wins: 1 told to go already: wait. 2 nothing wanted: stop. 3 its node left the
-    cluster, or it has ended: stop. 4 its node is gone: lost. 5 of the wanted generation: see `_current`. 6 older: see
+    The decision per replica, first match wins: 1 told to go already: wait. 2 nothing wanted: stop. 3 it has ended:
+    stop. 4 its node is gone: lost. 5 of the wanted generation: see `_current`. 6 older: see
     `_older`. With `is_braked`, lost replicas count as if they lived.
     """
     want = 0 if deployment.is_deleting else deployment.replicas
@@ -152,11 +152,10 @@ def _plain(deployment: DeploymentView, replica: ReplicaView, node: NodeView | No
     if want <= 0:  # 2
         reason = "the deployment is being deleted" if deployment.is_deleting else "the deployment wants no replicas"
         return Verdict(replica=replica, bucket=Bucket.STOP, reason=reason)
-    if node is None:  # 3
-        return Verdict(replica=replica, bucket=Bucket.STOP, reason="its node has left the cluster")
-    if replica.state is ReplicaState.STOPPED:
+    if replica.state is ReplicaState.STOPPED:  # 3
         return Verdict(replica=replica, bucket=Bucket.STOP, reason="it has ended")
-    if is_gone(node) or replica.state is ReplicaState.LOST:  # 4
+    # A node that is not in the picture is no proof that its engines ended: nothing is told to stop.
+    if node is None or is_gone(node) or replica.state is ReplicaState.LOST:  # 4
         return Verdict(replica=replica, bucket=Bucket.LOST)
     return None
 

@@ -262,8 +262,13 @@ def test_a_replica_whose_deployment_is_gone_is_stopped():
     assert stopped(plan(picture(node("a"), replica("x", "a", of="gone")))) == ["x"]
 
 
-def test_a_replica_whose_node_left_the_cluster_is_replaced_and_stopped():
+def test_a_replica_whose_node_is_not_in_the_picture_is_replaced_but_never_stopped():
     answer = plan(picture(node("a"), deployment(), replica("x", "gone")))
+    assert (stopped(answer), started_on(answer)) == ([], ["a"])
+
+
+def test_a_wanted_replica_that_ended_is_started_anew():
+    answer = plan(picture(node("a"), deployment(), replica("x", "a", S.STOPPED)))
     assert (stopped(answer), started_on(answer)) == (["x"], ["a"])
 
 
