@@ -28,7 +28,6 @@ from node_agent.lifecycle import (
     StopAsked,
     StopEngine,
     TimeCame,
-    TreeGone,
     Wanted,
     Watch,
 )
@@ -54,6 +53,9 @@ class RestartPolicy:
         """Return the seconds to wait: first x 2^n, capped, times 1 -+ jitter; `chance` is 0 to 1."""
         base = min(self.delay_cap_s, self.first_delay_s * 2.0 ** min(restarts_in_a_row, 32))
         return base * (1.0 + self.jitter * (2.0 * chance - 1.0))
+
+
+DEFAULT_POLICY = RestartPolicy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +127,8 @@ def step(replica: Replica, event: Happened, now: float) -> Step:
             return Step(replica=replace(replica, wake_at=None), effects=(Spawn(incarnation=replica.incarnation + 1),))
         case PreparationFailed():
             return _preparation_failed(replica, event, now)
-        case Spawned():
-            return _spawned(replica, event.incarnation, now, load_s=0.0)
-        case Adopted():
-            return _spawned(replica, event.incarnation, now - event.age_s, load_s=event.load_s)
+        case Spawned() | Adopted():
+            return _spawned(replica, event, now)
         case ProbePassed():
             return _probe_passed(replica, now)
         case ProbeFailed():
@@ -139,7 +139,7 @@ def step(replica: Replica, event: Happened, now: float) -> Step:
             return _time_came(replica, now)
         case StopAsked():
             return _stop_asked(replica)
-        case TreeGone():
+        case _:  # TreeGone
             return _moved(replica, Event.TREE_GONE, wake_at=None)
 
 
@@ -179,13 +179,14 @@ def _preparation_failed(replica: Replica, event: PreparationFailed, now: float) 
     )
 
 
-def _spawned(replica: Replica, incarnation: int, spawned_at: float, *, load_s: float) -> Step:
+def _spawned(replica: Replica, event: Spawned | Adopted, now: float) -> Step:
+    age_s, load_s = (event.age_s, event.load_s) if isinstance(event, Adopted) else (0.0, 0.0)
     return _moved(
         replica,
         Event.SPAWNED,
         (Watch(),),
-        incarnation=incarnation,
-        spawned_at=spawned_at,
+        incarnation=event.incarnation,
+        spawned_at=now - age_s,
         load_s=load_s,
         ready_since=None,
         silent_since=None,

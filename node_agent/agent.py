@@ -1,0 +1,190 @@
+"""The node agent: wires the parts of this package together and lives until it is told to end.
+
+Comes in: a `NodeConfig`. Goes out: a node that serves the controller's desired set. Called by the composition root in
+`cli`. Its end, by signal or by kill, never ends an engine: those belong to their shims, and the next node agent adopts
+them. `stop_all_engines` ends them on purpose.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import registry
+from adapters.contract import Adapter
+from core.clock import Clock
+from core.errors import Failure
+from core.infra import cluster
+from core.infra.entropy import SystemEntropy
+from core.infra.logs import Log
+from core.infra.tasks import TaskGuard
+from node_agent import identity, launching, replica, supervisor
+from node_agent.devices.reading import Devices, sources_of
+from node_agent.engines import EngineHouse
+from node_agent.files.pulls import Pulls
+from node_agent.files.pypi import PypiFetcher
+from node_agent.files.store import FileStore
+from node_agent.inventory import Inventory
+from node_agent.ports import Ports
+from node_agent.runner import Surroundings
+from node_agent.session import NodeFacts, Session
+from node_agent.supervisor import Supervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """All a node agent must be told.
+
+    `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
+    `wheel_dir` may be "", `environment` is the process's own, of which engines see an allow-listed part.
+    """
+
+    node_name: str
+    data_dir: Path
+    shim_dir: Path
+    control_target: str
+    token: str
+    devices: str
+    engine_ports: range
+    engine_start_timeout_s: float
+    wheel_dir: str
+    labels: Mapping[str, str]
+    agent_version: str
+    environment: Mapping[str, str]
+    restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
+
+
+async def run(
+    config: NodeConfig,
+    *,
+    clock: Clock,
+    entropy: SystemEntropy,
+    log: Log,
+    adapter: Callable[[str], Adapter] = registry.adapter,
+    adapters: Callable[[], tuple[Adapter, ...]] = registry.adapters,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then say goodbye; engines keep running.
+
+    Raises:
+        Failure: `node.already_running`, `settings.invalid`, `cluster.data_dir_unusable`, or `internal.unexpected` when
+            a task that must live as long as the process has ended.
+    """
+    cluster.make_private_dir(config.data_dir)
+    cluster.make_private_dir(config.shim_dir)
+    only_one = identity.OnlyOne(config.data_dir)
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    try:
+        async with TaskGuard(log) as guard:
+            await _serve(config, guard, ending, clock, entropy, log, adapter, adapters)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        only_one.release()
+
+
+async def _serve(
+    config: NodeConfig,
+    guard: TaskGuard,
+    ending: asyncio.Event,
+    clock: Clock,
+    entropy: SystemEntropy,
+    log: Log,
+    adapter: Callable[[str], Adapter],
+    adapters: Callable[[], tuple[Adapter, ...]],
+) -> None:
+    def chance() -> float:
+        return int.from_bytes(entropy.token_bytes(4), "big") / 2.0**32
+
+    changed = asyncio.Event()
+    devices = Devices(sources_of(config.devices), log)
+    environment = launching.installer_environment(config.environment)
+    store = FileStore(config.data_dir / "store")
+    pulls = Pulls(
+        store=store,
+        downloads=config.data_dir / "downloads",
+        fetcher=PypiFetcher(wheel_dir=config.wheel_dir, environment=environment, log=log),
+        guard=guard,
+        log=log,
+        changed=changed.set,
+    )
+    engines = EngineHouse(
+        root=config.data_dir / "engines",
+        adapter=adapter,
+        wheel_dir=config.wheel_dir,
+        environment=environment,
+        guard=guard,
+        log=log,
+    )
+    around = Surroundings(
+        replicas_dir=config.data_dir / "replicas",
+        shim_dir=config.shim_dir,
+        environment=config.environment,
+        start_timeout_s=config.engine_start_timeout_s,
+        adapter=adapter,
+        store=store,
+        pulls=pulls,
+        engines=engines,
+        ports=Ports(config.engine_ports),
+        devices=devices,
+        clock=clock,
+        chance=chance,
+        changed=changed.set,
+        log=log,
+        policy=config.restart_policy,
+    )
+    facts = NodeFacts(
+        node_id=identity.node_id(config.data_dir, entropy),
+        node_name=config.node_name,
+        run_id=entropy.fresh("run"),
+        agent_version=config.agent_version,
+        labels=dict(config.labels),
+        data_dir=config.data_dir,
+    )
+    keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
+    session = Session(
+        facts=facts,
+        target=config.control_target,
+        token=config.token,
+        supervisor=keeper,
+        inventory=Inventory(data_dir=config.data_dir, devices=devices, engines=engines, adapters=adapters),
+        devices=devices,
+        chance=chance,
+        log=log,
+    )
+    await pulls.open()
+    await keeper.start()
+    log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
+    keeping = guard.eternal("session", session.run())
+    await _first_event(ending, guard.failed)
+    if guard.failed.is_set():
+        raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
+    await session.leave("the node agent was told to end")
+    keeping.cancel()
+    log.info("node_agent_ended")
+
+
+async def _first_event(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> None:
+    """End every engine of the node and its shim, so that no process and no socket of theirs is left.
+
+    SIGTERM, `grace_s` seconds, SIGKILL to each whole tree, all at the same time; then what dead shims left is swept.
+    The node agent itself must have ended. Safe to call twice, and when nothing was ever started.
+
+    Raises:
+        Failure: `shim.lost` when a process survives even that.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        await supervisor.stop_all(data_dir / "replicas", shim_dir, grace_s)

@@ -1,0 +1,1 @@
+"""The node's files of models: the store, and how files come into it."""

@@ -1,0 +1,207 @@
+"""The store: files addressed by the SHA-256 of their bytes, each beside the facts of its header.
+
+Comes in: complete, verified files. Goes out: their paths. Called by `node_agent.files.pulls`. A name in the store
+exists only when its bytes are whole, verified and on disk; nothing in it is ever changed. All calls block on the disk.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import Failure
+from core.ids import Sha256
+from core.infra import cluster
+from core.units import MIB, text_from_bytes
+
+CHUNK_BYTES = 1024 * 1024
+_RESERVE_BYTES = 256 * MIB
+_MARGIN = 1.1
+_NAME = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of the store; `facts_json` is "" when its header was never read here."""
+
+    sha256: Sha256
+    size_bytes: int
+    facts_json: str = ""
+    chat_template_sha256: str = ""
+
+
+class Cancelled(Exception):
+    """The work was told to end; nothing of it is in the store."""
+
+
+class FileStore:
+    """`<root>/sha256/<aa>/<digest>` and, beside it, `<digest>.facts.json`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "sha256"
+
+    def path_of(self, sha256: Sha256) -> Path:
+        """Return where a file of this digest is or would be."""
+        return self._root / sha256[:2] / sha256
+
+    def get(self, sha256: str) -> StoredFile | None:
+        """Return the stored file, or None when it is not here."""
+        if not _NAME.match(sha256):
+            return None
+        path = self.path_of(Sha256(sha256))
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return None
+        facts: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            facts = json.loads(path.with_name(f"{sha256}.facts.json").read_text())
+        return StoredFile(
+            sha256=Sha256(sha256),
+            size_bytes=size,
+            facts_json=str(facts.get("facts_json", "")),
+            chat_template_sha256=str(facts.get("chat_template_sha256", "")),
+        )
+
+    def all(self) -> tuple[StoredFile, ...]:
+        """Return every file of the store."""
+        names = sorted(path.name for path in self._root.glob("??/*") if _NAME.match(path.name))
+        return tuple(stored for name in names if (stored := self.get(name)) is not None)
+
+    def recalled(self, source: str) -> str | None:
+        """Return the digest of the file that came from `source` before, or None."""
+        try:
+            return self._note_of(source).read_text().strip()
+        except OSError:
+            return None
+
+    def _note_of(self, source: str) -> Path:
+        return self._root.parent / "sources" / hashlib.sha256(source.encode()).hexdigest()
+
+    def put(self, partial: Path, stored: StoredFile, source: str, *, keep_original: bool) -> None:
+        """Make `partial`, whose digest was verified, a file of the store: renamed, or hard linked when it is kept.
+
+        Raises:
+            Failure: `disk.full`.
+        """
+        target = self.path_of(stored.sha256)
+        cluster.make_private_dir(target.parent)
+        cluster.write_private(
+            target.with_name(f"{stored.sha256}.facts.json"),
+            json.dumps({"facts_json": stored.facts_json, "chat_template_sha256": stored.chat_template_sha256}),
+        )
+        if keep_original:
+            _link_or_copy(partial, target)
+        else:
+            partial.rename(target)
+        sync_file(target.parent)
+        note = self._note_of(source)
+        cluster.make_private_dir(note.parent)
+        cluster.write_private(note, f"{stored.sha256}\n")
+
+    def sweep_partials(self) -> None:
+        """Remove what a copy interrupted by the node agent's death left."""
+        for partial in self._root.glob("??/*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def _link_or_copy(original: Path, target: Path) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(original, partial)
+    except OSError:  # another file system, or one without hard links
+        require_space(target.parent, original.stat().st_size)
+        with disk_errors():
+            shutil.copyfile(original, partial)
+            sync_file(partial)
+    partial.rename(target)
+
+
+def sync_file(path: Path) -> None:
+    """Put the bytes of a file, or the names in a directory, on disk before anybody is told that they are."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def require_space(directory: Path, size_bytes: int) -> None:
+    """Refuse to begin what would fill the disk: `size_bytes` x 1.1 + 256 MiB must be free.
+
+    Raises:
+        Failure: `disk.full`.
+    """
+    free, needed = shutil.disk_usage(directory).free, int(size_bytes * _MARGIN) + _RESERVE_BYTES
+    if free < needed:
+        raise Failure(
+            "disk.full",
+            f"{text_from_bytes(needed)} are needed below {directory}, {text_from_bytes(free)} are free",
+            hint="remove models that nobody deploys with `slice rm`, or free some space",
+        )
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn the system's ENOSPC and EDQUOT into `disk.full`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Failure("disk.full", "the disk of the model store is full", hint="free some space") from error
+
+
+def digest_of(path: Path, stopped: threading.Event, progress: Callable[[int], None] = lambda done: None) -> Sha256:
+    """Return the SHA-256 of a file; `progress` hears the bytes read so far.
+
+    Raises:
+        Cancelled: `stopped` was set.
+        OSError: the file cannot be read.
+    """
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            if stopped.is_set():
+                raise Cancelled
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done)
+    return Sha256(digest.hexdigest())
+
+
+def require_digest(what: str, expected: str | None, got: str) -> None:
+    """Check a digest that somebody pinned.
+
+    Raises:
+        Failure: `source.digest_mismatch` naming both.
+    """
+    if expected and expected != got:
+        raise Failure(
+            "source.digest_mismatch",
+            f"{what} has SHA-256 {got}, expected {expected}",
+            hint="the file was changed or damaged on its way; check where it comes from before pulling again",
+        )
+
+
+def require_gguf(path: Path, what: str) -> None:
+    """Check the magic bytes.
+
+    Raises:
+        Failure: `format.refused` when it is no GGUF file.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise Failure(
+                "format.refused",
+                f"{what} is no GGUF file",
+                hint="only GGUF models are taken: pickled weights could run code when loaded",
+            )

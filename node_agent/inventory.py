@@ -1,0 +1,88 @@
+"""What the machine has: the inventory a node sends when it says hello.
+
+Comes in: the data directory, devices, adapters. Goes out: protobuf. Called by `node_agent.session` at each connection.
+"""
+
+import asyncio
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from adapters.contract import Adapter, HostFacts
+from core.devices import DeviceReading
+from node_agent.devices.reading import Devices
+from node_agent.engines import EngineHouse
+from protos.slice.node.v1 import node_pb2
+
+
+def reading_message(reading: DeviceReading) -> node_pb2.DeviceReading:
+    """Return a reading as it travels."""
+    return node_pb2.DeviceReading(
+        device_id=reading.device_id,
+        kind=reading.kind.value,
+        name=reading.name,
+        total_bytes=reading.total_bytes,
+        free_bytes=reading.free_bytes,
+        utilisation=reading.utilisation,
+        temperature_c=reading.temperature_c,
+        power_w=reading.power_w,
+        is_simulated=reading.is_simulated,
+    )
+
+
+def disk_free_bytes(data_dir: Path) -> int:
+    """Return the free bytes of the data directory's file system. Blocks."""
+    return shutil.disk_usage(data_dir).free
+
+
+class Inventory:
+    """Reads the machine anew at each call."""
+
+    def __init__(
+        self, *, data_dir: Path, devices: Devices, engines: EngineHouse, adapters: Callable[[], tuple[Adapter, ...]]
+    ) -> None:
+        self._data_dir = data_dir
+        self._devices = devices
+        self._engines = engines
+        self._adapters = adapters
+
+    async def message(self) -> node_pb2.Inventory:
+        """Return the inventory as it travels."""
+        readings = await self._devices.readings()
+        return await asyncio.to_thread(self._message, readings)
+
+    def _message(self, readings: tuple[DeviceReading, ...]) -> node_pb2.Inventory:
+        host = HostFacts(
+            system=platform.system().lower(),
+            machine=platform.machine(),
+            cpu_count=len(os.sched_getaffinity(0)),
+            memory_bytes=int(psutil.virtual_memory().total),
+            devices=readings,
+        )
+        disk = shutil.disk_usage(self._data_dir)
+        return node_pb2.Inventory(
+            hostname=socket.gethostname(),
+            system=host.system,
+            machine=host.machine,
+            cpu_count=host.cpu_count,
+            memory_bytes=host.memory_bytes,
+            disk_total_bytes=disk.total,
+            disk_free_bytes=disk.free,
+            devices=[reading_message(reading) for reading in readings],
+            engines=[self._fact(adapter, host) for adapter in self._adapters()],
+        )
+
+    def _fact(self, adapter: Adapter, host: HostFacts) -> node_pb2.EngineFact:
+        found = adapter.fingerprint(host)
+        return node_pb2.EngineFact(
+            engine=adapter.name,
+            is_usable=found.is_usable,
+            reason=found.reason,
+            device_kinds=sorted(kind.value for kind in found.device_kinds),
+            installed_versions=self._engines.installed(adapter),
+        )

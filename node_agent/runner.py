@@ -1,0 +1,444 @@
+"""One replica's owner: the single task that performs what the machine in `node_agent.replica` decides.
+
+Comes in: a `ReplicaWant`, changes of `desired`, and everything that happens to the engine, through one inbox. Goes out:
+a running engine under a shim, and its report. Started by `node_agent.supervisor`. When the runner is cancelled (the
+node agent ends) the engine runs on; the next runner of the same replica finds it by its shim.
+"""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapters.contract import Adapter, Health
+from core.clock import Clock
+from core.devices import CPU_DEVICE
+from core.errors import Failure
+from core.infra import cluster
+from core.infra.logs import Log
+from core.infra.processes import ProcessMark
+from core.infra.tasks import TaskGuard
+from core.states import Desired, ReplicaState
+from node_agent import launching, lifecycle, logs, measure, probe, replica, shim_client
+from node_agent.devices.reading import Devices
+from node_agent.engines import EngineHouse
+from node_agent.files.pulls import Pulls
+from node_agent.files.store import FileStore
+from node_agent.files.wants import FileOrder
+from node_agent.launching import Started
+from node_agent.ports import HOST, Ports
+from node_agent.replica import Bounds, Replica
+from node_agent.shim_client import ShimHandle, ShimStatus
+from protos.slice.node.v1 import node_pb2
+
+_PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|errno[ =:]*98\b|only one usage of each socket", re.I)
+_MEASURE_EVERY_S = 5.0
+_FIRST_PROBE_S = 0.1
+_SLOWEST_START_PROBE_S = 1.0
+_HANG_GRACE_S = 2.0  # for an engine that does not answer: long enough for a core's last log lines
+_LOST_PAUSE_S = 2.0
+_TELL_SHARE = 0.01  # a change of memory below one per cent is not worth a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What every runner of the node shares; `chance` draws from 0 to 1, `changed` says that a report changed."""
+
+    replicas_dir: Path
+    shim_dir: Path
+    environment: Mapping[str, str]
+    start_timeout_s: float
+    adapter: Callable[[str], Adapter]
+    store: FileStore
+    pulls: Pulls
+    engines: EngineHouse
+    ports: Ports
+    devices: Devices
+    clock: Clock
+    chance: Callable[[], float]
+    changed: Callable[[], None]
+    log: Log
+    policy: replica.RestartPolicy
+
+
+class Runner:
+    """The owner of one replica; `want` never changes, `desired` does."""
+
+    def __init__(self, want: node_pb2.ReplicaWant, around: Surroundings) -> None:
+        self.want = want
+        self._around = around
+        self._desired = Desired(want.desired or Desired.RUN)
+        self._dir = around.replicas_dir / want.replica_id
+        self._inbox: asyncio.Queue[lifecycle.Happened] = asyncio.Queue()
+        self._machine = Replica(policy=around.policy)
+        self._guard = TaskGuard(around.log)
+        self._preparing: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._handle: ShimHandle | None = None
+        self._status: ShimStatus | None = None
+        self._health = Health(path="/")
+        self._python = sys.executable
+        self._model_path = ""
+        self._port = 0
+        self._log_offset = 0
+        self._started: Started | None = None
+        self._memory_bytes = 0
+        self._forever = asyncio.Event()  # never set: waiting on it with a timeout is a timer
+        self.has_stopped = asyncio.Event()
+
+    # -- what others may call -------------------------------------------------------------------------------------
+
+    @property
+    def log_path(self) -> Path:
+        """The engine's log."""
+        return self._dir / "engine.log"
+
+    @property
+    def state(self) -> ReplicaState:
+        """Where the replica is now."""
+        return self._machine.state
+
+    def wish(self, desired: Desired) -> None:
+        """Take what the controller wants now; `drain` keeps the engine running."""
+        self._desired = desired
+        if desired is Desired.STOP:
+            self._inbox.put_nowait(lifecycle.StopAsked())
+        elif self.state is ReplicaState.STOPPED:
+            self._inbox.put_nowait(lifecycle.Wanted())
+
+    def report(self) -> node_pb2.ReplicaReport:
+        """Return the replica as the controller is to know it."""
+        machine = self._machine
+        has_engine = self._handle is not None and self._status is not None
+        leader = self._status.leader if has_engine and self._status is not None else None
+        waits_s = 0.0 if machine.wake_at is None else max(0.0, machine.wake_at - self._around.clock.monotonic())
+        return node_pb2.ReplicaReport(
+            replica_id=self.want.replica_id,
+            incarnation=machine.incarnation,
+            state=machine.state.value,
+            code=machine.fault.code,
+            message=machine.fault.message,
+            log_tail=machine.fault.log_tail,
+            pid=leader.pid if leader else 0,
+            host=HOST if self._port else "",
+            port=self._port,
+            load_s=machine.load_s if machine.state in (ReplicaState.READY, ReplicaState.UNHEALTHY) else 0.0,
+            memory_bytes=self._memory_bytes,
+            restarts=machine.restarts,
+            retry_in_s=waits_s,
+            exit_code=machine.fault.exit_code,
+            exit_signal=machine.fault.exit_signal,
+        )
+
+    async def run(self) -> None:
+        """Own the replica until cancelled; what runs already is adopted first.
+
+        Raises:
+            Failure: `shim.lost` when an earlier shim lives and cannot be reached, or its tree cannot be killed.
+        """
+        async with TaskGuard(self._around.log) as self._guard:
+            await self._begin()
+            while True:
+                await self._take(await self._next())
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    async def _next(self) -> lifecycle.Happened:
+        wake_at = self._machine.wake_at
+        if wake_at is None:
+            return await self._inbox.get()
+        try:
+            async with asyncio.timeout(max(0.0, wake_at - self._around.clock.monotonic())):
+                return await self._inbox.get()
+        except TimeoutError:
+            return lifecycle.TimeCame()
+
+    async def _take(self, event: lifecycle.Happened) -> None:
+        before = self._machine
+        if isinstance(event, lifecycle.Wanted) and before.state is ReplicaState.STOPPED:
+            before = Replica(policy=before.policy, bounds=before.bounds, incarnation=before.incarnation)
+        done = replica.step(before, event, self._around.clock.monotonic())
+        self._machine = done.replica
+        if done.replica.state is not before.state:
+            self._note_move(before.state)
+        for effect in done.effects:
+            await self._perform(effect)
+        if done.replica != before:
+            self._around.changed()
+        if self._machine.state is ReplicaState.STOPPED:
+            self._clear_engine()
+            self.has_stopped.set()
+            if self._desired is not Desired.STOP:  # it was wanted again while it stopped
+                self._inbox.put_nowait(lifecycle.Wanted())
+        else:
+            self.has_stopped.clear()
+
+    def _note_move(self, before: ReplicaState) -> None:
+        machine = self._machine
+        self._around.log.info(
+            "replica_moved",
+            replica=self.want.replica_id,
+            was=before.value,
+            state=machine.state.value,
+            incarnation=machine.incarnation,
+            code=machine.fault.code,
+            message=machine.fault.message,
+        )
+        if machine.state is ReplicaState.READY and self._started is not None and not self._started.load_s:
+            self._started = replace(self._started, load_s=machine.load_s)
+            self._guard.brief("note load", asyncio.to_thread(launching.save_started, self._dir, self._started))
+
+    async def _perform(self, effect: lifecycle.Effect) -> None:
+        match effect:
+            case lifecycle.FetchFiles():
+                self._preparing = self._guard.brief("fetch", self._prepared(self._fetch, lifecycle.FilesReady()))
+            case lifecycle.InstallEngine():
+                self._preparing = self._guard.brief("install", self._prepared(self._install, lifecycle.EngineReady()))
+            case lifecycle.Spawn():
+                await self._spawn(effect.incarnation)
+            case lifecycle.Watch():
+                self._watch()
+            case lifecycle.EndEngine():
+                self._guard.brief("end", self._end(_HANG_GRACE_S))
+            case lifecycle.StopEngine():
+                self._guard.brief("stop", self._end(effect.grace_s))
+            case lifecycle.Abandon():
+                if self._preparing is not None:
+                    self._preparing.cancel()
+
+    # -- begin ----------------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Adopt what lives, sweep what a dead shim left, or begin anew."""
+        await asyncio.to_thread(cluster.make_private_dir, self._dir)
+        with contextlib.suppress(Failure):  # an engine unknown to this release is refused at its launch
+            self._health = self._around.adapter(self.want.engine).health
+        self._machine = replace(
+            self._machine,
+            bounds=Bounds(
+                start_timeout_s=min(self._health.start_timeout_s, self._around.start_timeout_s),
+                failures_to_unhealthy=self._health.failures_to_unhealthy,
+                stop_grace_s=self._health.stop_grace_s,
+            ),
+        )
+        record = await asyncio.to_thread(shim_client.read_record, self._dir)
+        handle = await shim_client.find(self._dir)
+        if handle is not None:
+            await self._adopt(handle)
+        elif record is not None:
+            await shim_client.sweep(self._dir)
+            self._machine = replace(self._machine, incarnation=record.status.incarnation)
+        if self._desired is Desired.STOP:
+            await self._take(lifecycle.StopAsked())
+        elif handle is None:
+            await self._take(lifecycle.Wanted())
+
+    async def _adopt(self, handle: ShimHandle) -> None:
+        status = await handle.status()
+        started = await asyncio.to_thread(launching.load_started, self._dir)
+        self._handle, self._status, self._started = handle, status, started
+        load_s, age_s = 0.0, 0.0
+        if started is not None and started.incarnation == status.incarnation:
+            self._port, load_s = started.port, started.load_s
+            self._around.ports.claim(started.port)
+            # One that was ready before gets the whole time anew: it may be in the middle of a long prompt.
+            age_s = 0.0 if load_s else max(0.0, self._around.clock.monotonic() - started.spawned_at)
+        self._machine = replace(self._machine, restarts=max(0, status.incarnation - 1))
+        self._around.log.info(
+            "replica_adopted",
+            replica=self.want.replica_id,
+            incarnation=status.incarnation,
+            pid=status.leader.pid if status.leader else 0,
+        )
+        await self._take(lifecycle.Adopted(incarnation=status.incarnation, age_s=age_s, load_s=load_s))
+
+    # -- preparing ------------------------------------------------------------------------------------------------
+
+    async def _prepared(self, work: Callable[[], object], good: lifecycle.Happened) -> None:
+        try:
+            await work()  # type: ignore[misc]
+        except Failure as failure:
+            self._inbox.put_nowait(lifecycle.PreparationFailed(failure=failure, chance=self._around.chance()))
+        else:
+            self._inbox.put_nowait(good)
+
+    async def _fetch(self) -> None:
+        paths = []
+        for want in self.want.files:
+            order = FileOrder(source=want.source, sha256=want.sha256, size_bytes=want.size_bytes)
+            stored = await self._around.pulls.ensure(order)
+            paths.append(str(self._around.store.path_of(stored.sha256)))
+        self._model_path = paths[0] if paths else ""
+
+    async def _install(self) -> None:
+        self._python = await self._around.engines.ensure(self.want.engine, self.want.engine_version)
+
+    async def _spawn(self, incarnation: int) -> None:
+        try:
+            await self._clear_old_shim()
+            self._port = self._around.ports.take()
+            prepared = launching.prepare(
+                want=self.want,
+                adapter=self._around.adapter(self.want.engine),
+                python=self._python,
+                model_path=self._model_path,
+                port=self._port,
+                incarnation=incarnation,
+                replica_dir=self._dir,
+                socket_path=self._around.shim_dir / f"{self.want.replica_id}.sock",
+                environment=self._around.environment,
+            )
+            await asyncio.to_thread(launching.write_files, prepared)
+            self._started = Started(
+                incarnation=incarnation,
+                port=self._port,
+                boot_id=shim_client.boot_id(),
+                spawned_at=self._around.clock.monotonic(),
+            )
+            await asyncio.to_thread(launching.save_started, self._dir, self._started)
+            self._log_offset = await asyncio.to_thread(logs.size_of, self.log_path)
+            self._handle = await shim_client.start(prepared.spec, sys.executable)
+        except Failure as failure:
+            await self._spawn_failed(failure)
+        except OSError as error:
+            reason = f"the files of {self.want.replica_id} cannot be written: {error.strerror}"
+            await self._spawn_failed(Failure("shim.start_failed", reason, hint="check free space and modes"))
+        else:
+            await self._take(lifecycle.Spawned(incarnation=incarnation))
+
+    async def _spawn_failed(self, failure: Failure) -> None:
+        self._clear_engine()
+        await self._take(lifecycle.PreparationFailed(failure=failure, chance=self._around.chance()))
+
+    async def _clear_old_shim(self) -> None:
+        """End a shim that detached after its starter had given up on it."""
+        old = await shim_client.find(self._dir)
+        if old is not None:
+            await old.stop(0)
+            await old.release()
+
+    # -- watching -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        assert self._handle is not None
+        self._watchers = [
+            self._guard.brief("watch exit", self._watch_exit(self._handle)),
+            self._guard.brief("watch health", self._watch_health(self._handle)),
+            self._guard.brief("watch memory", self._watch_memory()),
+        ]
+
+    async def _watch_exit(self, handle: ShimHandle) -> None:
+        status = await self._until_gone(handle)
+        for watcher in self._watchers[1:]:
+            watcher.cancel()
+        tail = await asyncio.to_thread(logs.last_lines, self.log_path, logs.REPORT_LINES, self._log_offset)
+        self._clear_engine()
+        is_port_taken = self.state is ReplicaState.STARTING and any(_PORT_TAKEN.search(line) for line in tail)
+        lost = "its shim was killed, and the engine with it"
+        self._inbox.put_nowait(
+            lifecycle.Exited(
+                exit_code=status.exit_code if status else None,
+                exit_signal=status.exit_signal if status else None,
+                reason=(status.spawn_error or "") if status else lost,
+                log_tail=tail,
+                is_port_taken=is_port_taken,
+                chance=self._around.chance(),
+            )
+        )
+        self._inbox.put_nowait(lifecycle.TreeGone())  # means something only to a replica that is stopping
+
+    async def _until_gone(self, handle: ShimHandle) -> ShimStatus | None:
+        """Wait for the leader's exit, then for its tree's; return how it ended, None when the shim died with it."""
+        while True:
+            try:
+                status = await handle.wait_exit()
+                await handle.stop(0)
+                await handle.release()
+                return status
+            except Failure as failure:
+                self._around.log.warning("shim_lost", replica=self.want.replica_id, reason=str(failure))
+            try:
+                if await shim_client.find(self._dir) is None:
+                    await shim_client.sweep(self._dir)
+                    record = await asyncio.to_thread(shim_client.read_record, self._dir)
+                    return record.status if record is not None and record.status.has_ended else None
+            except Failure as failure:
+                self._around.log.warning("sweep_failed", replica=self.want.replica_id, reason=str(failure))
+            await self._pause(_LOST_PAUSE_S)
+
+    async def _watch_health(self, handle: ShimHandle) -> None:
+        pause_s = _FIRST_PROBE_S
+        while True:
+            if self._status is None or self._status.leader is None:
+                with contextlib.suppress(Failure):  # its end is seen by the other watcher
+                    self._status = await handle.status()
+                    self._around.changed()
+            self._inbox.put_nowait(await self._probed())
+            is_starting = self.state is ReplicaState.STARTING
+            await self._pause(pause_s if is_starting else self._health.probe_interval_s)
+            pause_s = min(_SLOWEST_START_PROBE_S, pause_s * 1.3)
+
+    async def _probed(self) -> lifecycle.Happened:
+        try:
+            status = await probe.status_of(HOST, self._port, self._health.path, self._health.probe_timeout_s)
+        except probe.ProbeError as error:
+            return lifecycle.ProbeFailed(reason=str(error))
+        if status != self._health.ready_status:
+            return lifecycle.ProbeFailed(reason=f"it answers {status}")
+        if self.state is ReplicaState.STARTING and not await self._is_listener_ours():
+            return lifecycle.ProbeFailed(reason="another program answers on its port")
+        return lifecycle.ProbePassed()
+
+    async def _is_listener_ours(self) -> bool:
+        shim = self._status.shim if self._status else None
+        if shim is None:
+            return True
+        members = await asyncio.to_thread(measure.tree_below, shim)
+        return await asyncio.to_thread(measure.is_listener_ours, self._port, members)
+
+    async def _watch_memory(self) -> None:
+        noted: list[ProcessMark] = []
+        uses_gpu = any(promise.device_id != CPU_DEVICE for promise in self.want.devices)
+        while True:
+            await self._pause(_MEASURE_EVERY_S if self._memory_bytes else _SLOWEST_START_PROBE_S)
+            shim = self._status.shim if self._status else None
+            if shim is None:
+                continue
+            members = await asyncio.to_thread(measure.tree_below, shim)
+            if members != noted:
+                await asyncio.to_thread(shim_client.note_family, self._dir, members)
+                noted = members
+            if uses_gpu:
+                measured = await self._around.devices.memory_of(frozenset(member.pid for member in members))
+            else:
+                measured = await asyncio.to_thread(measure.pss_bytes, members)
+            if abs(measured - self._memory_bytes) > self._memory_bytes * _TELL_SHARE:
+                self._memory_bytes = measured
+                self._around.changed()
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    async def _end(self, grace_s: float) -> None:
+        if self._handle is None:
+            return
+        try:
+            await self._handle.stop(grace_s)
+        except Failure as failure:  # the watcher of its exit sweeps what a dead shim leaves
+            self._around.log.warning("stop_failed", replica=self.want.replica_id, reason=str(failure))
+
+    def _clear_engine(self) -> None:
+        if self._port:
+            self._around.ports.give_back(self._port)
+        self._port, self._memory_bytes, self._handle, self._status = 0, 0, None, None
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._forever.wait(), seconds)
+
+    def remove(self) -> None:
+        """Remove a stopped replica's directory, log included. Blocks."""
+        shutil.rmtree(self._dir, ignore_errors=True)

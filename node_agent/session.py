@@ -1,0 +1,306 @@
+"""The node's stream to the controller: hello, heartbeats, the desired set down, the observed set up.
+
+Comes in: `ControllerMessage`s. Goes out: `NodeMessage`s, and logs on calls of their own (`node_agent.log_sending`).
+Started once by `node_agent.agent` and lives as long. A broken or silent stream is dialled anew with full jitter; that
+the controller is away never touches an engine.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from core.infra.grpc import CHANNEL_OPTIONS, bearer
+from core.infra.logs import Log
+from node_agent import identity, shim_client
+from node_agent.devices.reading import Devices
+from node_agent.inventory import Inventory, disk_free_bytes, reading_message
+from node_agent.log_sending import LogSender
+from node_agent.supervisor import Supervisor
+from protos.slice.node.v1 import node_pb2, node_pb2_grpc
+
+PROTOCOL = 1
+_HELLO_DEADLINE_S = 10.0
+_OBSERVED_EVERY_S = 5.0
+_COALESCE_S = 0.05  # changes that come together go out together
+_HEARTBEAT_JITTER = 0.1
+_BACK_OFF_BASE_S = 0.2
+_BACK_OFF_CAP_S = 5.0
+_FATAL_PAUSE_S = 30.0
+_GOODBYE_DEADLINE_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """Who this node is; the same at every hello of one run."""
+
+    node_id: str
+    node_name: str
+    run_id: str
+    agent_version: str
+    labels: dict[str, str]
+    data_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected(Exception):
+    """The controller does not want this node now; `pause_s` is how long to stay away."""
+
+    code: str
+    message: str
+    pause_s: float
+
+
+class _Lapsed(Exception):
+    """The stream ended, or the controller fell silent past the lease."""
+
+
+def back_off_s(attempt: int, chance: float) -> float:
+    """Return the wait before reconnect `attempt` (from 0): anything from 0 to min(5, 0.2 x 2^n) s.
+
+    Source: "full jitter" in AWS Architecture Blog, Exponential Backoff And Jitter.
+    """
+    return chance * min(_BACK_OFF_CAP_S, _BACK_OFF_BASE_S * 2.0 ** min(attempt, 16))
+
+
+class Session:
+    """Keeps one stream open for as long as it can."""
+
+    def __init__(
+        self,
+        *,
+        facts: NodeFacts,
+        target: str,
+        token: str,
+        supervisor: Supervisor,
+        inventory: Inventory,
+        devices: Devices,
+        chance: Callable[[], float],
+        log: Log,
+    ) -> None:
+        self._facts = facts
+        self._target = target
+        self._token = token
+        self._supervisor = supervisor
+        self._inventory = inventory
+        self._devices = devices
+        self._chance = chance
+        self._log = log
+        self._leaving = asyncio.Event()
+        self._has_left = asyncio.Event()
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye and end the stream; returns when it is out, or after 2 s."""
+        self._reason = reason
+        self._leaving.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_left.wait(), _GOODBYE_DEADLINE_S)
+
+    async def run(self) -> None:
+        """Connect, and connect again, until `leave`."""
+        attempt = 0
+        while not self._leaving.is_set():
+            connection = _Connection(self._parts())
+            pause_s = 0.0
+            try:
+                await self._hold(connection)
+            except Rejected as rejected:
+                pause_s = rejected.pause_s
+                self._log.warning("session_rejected", code=rejected.code, message=rejected.message)
+            except (_Lapsed, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
+                self._log.info("session_ended", reason=_words(error), was_open=connection.is_open)
+            attempt = 0 if connection.is_open else attempt + 1
+            if not self._leaving.is_set():
+                wait_s = max(pause_s, back_off_s(attempt, self._chance()))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._leaving.wait(), max(0.01, wait_s))
+        self._has_left.set()
+
+    def _parts(self) -> "_Parts":
+        return _Parts(
+            facts=self._facts,
+            token=self._token,
+            supervisor=self._supervisor,
+            inventory=self._inventory,
+            devices=self._devices,
+            chance=self._chance,
+            log=self._log,
+            leaving=self._leaving,
+        )
+
+    async def _hold(self, connection: "_Connection") -> None:
+        async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
+            await connection.hold(node_pb2_grpc.NodeControlStub(channel))
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name.lower()}: {error.details()}"
+    return str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    facts: NodeFacts
+    token: str
+    supervisor: Supervisor
+    inventory: Inventory
+    devices: Devices
+    chance: Callable[[], float]
+    log: Log
+    leaving: asyncio.Event
+
+
+class _Connection:
+    """One stream from hello to its end; three tasks, one of which writes."""
+
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
+        self._ack: node_pb2.HelloAck | None = None
+        self._heard_at = 0.0
+        self.is_open = False
+
+    async def hold(self, stub: Any) -> None:
+        """Run the stream until it ends or lapses.
+
+        Raises:
+            Rejected: the controller refuses this node. _Lapsed, RpcError: the stream broke.
+        """
+        parts = self._parts
+        call = stub.Session(metadata=bearer(parts.token))
+        logs = LogSender(stub=stub, token=parts.token, path_of=parts.supervisor.log_path, log=parts.log)
+        try:
+            ack = await self._greet(call)
+            async with logs:
+                await _first_of(self._read(call, ack, logs), self._write(call, ack))
+        finally:
+            call.cancel()
+
+    async def _greet(self, call: Any) -> node_pb2.HelloAck:
+        async with asyncio.timeout(_HELLO_DEADLINE_S):
+            await call.write(node_pb2.NodeMessage(hello=await self._hello()))
+            while True:
+                message = await self._next(call)
+                if message.WhichOneof("body") == "hello_ack":
+                    break
+        ack: node_pb2.HelloAck = message.hello_ack
+        seen = self._parts.supervisor.leader_epoch
+        if ack.leader_epoch < seen:
+            raise Rejected(
+                code="node.stale_sequence",
+                message=f"the controller reigns in epoch {ack.leader_epoch}, this node has seen {seen}",
+                pause_s=_BACK_OFF_CAP_S,
+            )
+        self.is_open = True
+        self._heard_at = asyncio.get_running_loop().time()
+        self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)
+        return ack
+
+    async def _hello(self) -> node_pb2.Hello:
+        facts, supervisor = self._parts.facts, self._parts.supervisor
+        return node_pb2.Hello(
+            protocol_min=PROTOCOL,
+            protocol_max=PROTOCOL,
+            node_id=facts.node_id,
+            node_name=facts.node_name,
+            machine_id=await asyncio.to_thread(identity.machine_id),
+            boot_id=await asyncio.to_thread(shim_client.boot_id),
+            agent_run_id=facts.run_id,
+            agent_version=facts.agent_version,
+            max_leader_epoch_seen=supervisor.leader_epoch,
+            inventory=await self._parts.inventory.message(),
+            observed=supervisor.observed(),
+            labels=facts.labels,
+        )
+
+    async def _next(self, call: Any) -> node_pb2.ControllerMessage:
+        message = await call.read()
+        if message is grpc.aio.EOF:
+            raise _Lapsed("the controller ended the stream")
+        if message.WhichOneof("body") == "reject":
+            reject = message.reject
+            least_s = _FATAL_PAUSE_S if reject.is_fatal else 0.0
+            raise Rejected(
+                code=reject.code, message=reject.message, pause_s=max(least_s, reject.retry_after_ms / 1000.0)
+            )
+        return message  # type: ignore[no-any-return]
+
+    async def _read(self, call: Any, ack: node_pb2.HelloAck, logs: LogSender) -> None:
+        lease_s = max(ack.lease_ms / 1000.0, 1.0)
+        while True:
+            try:
+                # Only acks count: a controller that talks but does not hear us would let our lease run out.
+                async with asyncio.timeout_at(self._heard_at + lease_s):
+                    message = await self._next(call)
+            except TimeoutError:
+                raise _Lapsed(f"no heartbeat was acknowledged for {lease_s:g} s") from None
+            match message.WhichOneof("body"):
+                case "heartbeat_ack":
+                    self._heard_at = asyncio.get_running_loop().time()
+                case "desired":
+                    was_applied = await self._parts.supervisor.apply(message.desired)
+                    generation = message.desired.generation
+                    self._parts.log.info("desired_received", generation=generation, was_applied=was_applied)
+                case "log_request":
+                    logs.take(message.log_request)
+                case _:
+                    pass
+
+    async def _write(self, call: Any, ack: node_pb2.HelloAck) -> None:
+        loop, parts = asyncio.get_running_loop(), self._parts
+        interval_s = max(ack.heartbeat_ms / 1000.0, 0.05)
+        sequence, beat_at, observed_at = 0, loop.time(), loop.time() + _OBSERVED_EVERY_S
+        while not parts.leaving.is_set():
+            if loop.time() >= beat_at:
+                sequence += 1
+                await call.write(node_pb2.NodeMessage(heartbeat=await self._heartbeat(sequence)))
+                beat_at = loop.time() + interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * parts.chance() - 1.0))
+            if parts.supervisor.changed.is_set() or loop.time() >= observed_at:
+                parts.supervisor.changed.clear()
+                await call.write(node_pb2.NodeMessage(observed=parts.supervisor.observed()))
+                observed_at = loop.time() + _OBSERVED_EVERY_S
+            await self._pause(min(beat_at, observed_at) - loop.time())
+        await call.write(node_pb2.NodeMessage(goodbye=node_pb2.Goodbye(reason="the node agent was told to end")))
+        await call.done_writing()
+        with contextlib.suppress(TimeoutError, _Lapsed, grpc.RpcError):
+            async with asyncio.timeout(_GOODBYE_DEADLINE_S / 2):
+                await call.code()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until something changed, we are to leave, or `seconds` have passed."""
+        parts = self._parts
+        waits = [asyncio.ensure_future(parts.supervisor.changed.wait()), asyncio.ensure_future(parts.leaving.wait())]
+        try:
+            await asyncio.wait(waits, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+            if parts.supervisor.changed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(waits[1]), _COALESCE_S)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _heartbeat(self, sequence: int) -> node_pb2.Heartbeat:
+        return node_pb2.Heartbeat(
+            sequence=sequence,
+            applied_generation=self._parts.supervisor.applied_generation,
+            devices=[reading_message(reading) for reading in await self._parts.devices.readings()],
+            disk_free_bytes=await asyncio.to_thread(disk_free_bytes, self._parts.facts.data_dir),
+        )
+
+
+async def _first_of(*works: Any) -> None:
+    """Run `works` until one ends; cancel the others and raise what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

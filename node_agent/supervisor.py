@@ -1,0 +1,221 @@
+"""The node's set of replicas and files: brings what runs here in line with the last desired set.
+
+Comes in: whole `Desired` messages. Goes out: whole `Observed` messages, and `changed` whenever one would differ. Called
+by `node_agent.session` and `node_agent.agent`, on one event loop. Must not end an engine for want of information: only
+a desired set that was applied (now, or before the node agent's restart) says what may be stopped.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from core.errors import Failure
+from core.infra.tasks import TaskGuard
+from core.states import Desired, ReplicaState
+from node_agent import identity, shim_client
+from node_agent.files.wants import FileOrder, FileProgress
+from node_agent.identity import Applied
+from node_agent.runner import Runner, Surroundings
+from protos.slice.node.v1 import node_pb2
+
+_RESTART_PAUSE_S = 5.0
+_REPLICA_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_WORDS = frozenset(desired.value for desired in Desired)
+
+
+class Supervisor:
+    """Owns the runners; `apply` and `observed` are its whole surface."""
+
+    def __init__(self, *, data_dir: Path, around: Surroundings, guard: TaskGuard, changed: asyncio.Event) -> None:
+        self._data_dir = data_dir
+        self._around = around
+        self._guard = guard
+        self.changed = changed
+        self._applied = Applied()
+        self._runners: dict[str, Runner] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._absent: set[str] = set()
+        self._applying = asyncio.Lock()
+
+    @property
+    def applied_generation(self) -> int:
+        """Generation of the desired set that is applied; 0 before the first."""
+        return self._applied.generation
+
+    @property
+    def leader_epoch(self) -> int:
+        """The highest leader epoch ever seen."""
+        return self._applied.leader_epoch
+
+    async def start(self) -> None:
+        """Take up the last applied set: adopt what runs, start what does not (after a reboot, all of it)."""
+        self._applied = await asyncio.to_thread(identity.load_applied, self._data_dir)
+        if self._applied.desired is not None:
+            await self._sync(self._applied.desired)
+
+    async def apply(self, desired: node_pb2.Desired) -> bool:
+        """Apply `desired` unless a newer or equal one, or a newer leader's, was applied; return whether it was."""
+        async with self._applying:
+            applied = self._applied
+            if desired.leader_epoch < applied.leader_epoch or desired.generation <= applied.generation:
+                return False
+            self._applied = Applied(generation=desired.generation, leader_epoch=desired.leader_epoch, desired=desired)
+            # On disk first: what is started must be known to the next node agent, whenever this one dies.
+            await asyncio.to_thread(identity.save_applied, self._data_dir, self._applied)
+            await self._sync(desired)
+            return True
+
+    async def _sync(self, desired: node_pb2.Desired) -> None:
+        wanted = {
+            want.replica_id: want
+            for want in desired.replicas
+            if _REPLICA_ID.match(want.replica_id) and (not want.desired or want.desired in _WORDS)
+        }
+        for replica_id in sorted(self._absent - set(wanted)):
+            if self._runners[replica_id].has_stopped.is_set():
+                await self._forget(replica_id)
+        for replica_id, want in wanted.items():
+            self._absent.discard(replica_id)
+            if replica_id in self._runners:
+                self._runners[replica_id].wish(Desired(want.desired or Desired.RUN))
+            else:
+                self._begin(want)
+        for replica_id in set(self._runners) - set(wanted):
+            self._absent.add(replica_id)
+            self._runners[replica_id].wish(Desired.STOP)
+        for replica_id in await asyncio.to_thread(self._left_behind):
+            self._absent.add(replica_id)
+            self._begin(node_pb2.ReplicaWant(replica_id=replica_id, desired=Desired.STOP.value))
+        self._around.pulls.apply([_order_of(want) for want in desired.files])
+        self.changed.set()
+
+    def _left_behind(self) -> list[str]:
+        """Return replicas that have a directory here but nobody who owns it."""
+        if not self._around.replicas_dir.is_dir():
+            return []
+        names = (path.name for path in self._around.replicas_dir.iterdir() if path.is_dir())
+        return sorted(name for name in names if name not in self._runners and _REPLICA_ID.match(name))
+
+    def _begin(self, want: node_pb2.ReplicaWant) -> None:
+        runner = Runner(want, self._around)
+        self._runners[want.replica_id] = runner
+        self._tasks[want.replica_id] = self._guard.brief(f"replica {want.replica_id}", self._keep(runner))
+
+    async def _keep(self, runner: Runner) -> None:
+        """Run `runner`; after a fault of ours begin it anew, which adopts the engine."""
+        pause = asyncio.Event()
+        while True:
+            try:
+                await runner.run()
+            except Exception as error:  # noqa: BLE001 - the replica's outermost frame: logged once, restarted
+                self._around.log.error("runner_failed", replica=runner.want.replica_id, error=repr(error), exc=error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(pause.wait(), _RESTART_PAUSE_S)
+
+    async def _forget(self, replica_id: str) -> None:
+        runner, task = self._runners.pop(replica_id), self._tasks.pop(replica_id)
+        self._absent.discard(replica_id)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.to_thread(runner.remove)
+
+    # -- what is told -----------------------------------------------------------------------------------------------
+
+    def observed(self) -> node_pb2.Observed:
+        """Return everything the node holds now."""
+        return node_pb2.Observed(
+            applied_generation=self._applied.generation,
+            replicas=[runner.report() for runner in self._runners.values()],
+            files=[_report_of(progress) for progress in self._around.pulls.progress()]
+            + [
+                node_pb2.FileReport(
+                    state="done",
+                    sha256=stored.sha256,
+                    size_bytes=stored.size_bytes,
+                    bytes_done=stored.size_bytes,
+                    bytes_total=stored.size_bytes,
+                    facts_json=stored.facts_json,
+                    chat_template_sha256=stored.chat_template_sha256,
+                )
+                for stored in self._around.pulls.stored()
+            ],
+        )
+
+    def log_path(self, replica_id: str) -> Path:
+        """Return the log of a replica that is or was here.
+
+        Raises:
+            Failure: `replica.logs_unavailable`.
+        """
+        runner = self._runners.get(replica_id)
+        if runner is None or not runner.log_path.exists():
+            raise Failure(
+                "replica.logs_unavailable",
+                f"replica {replica_id[:80]} has no log on this node",
+                hint="it has not been started here yet, or it was removed",
+            )
+        return runner.log_path
+
+    def states(self) -> Iterable[ReplicaState]:
+        """Return the states of all replicas."""
+        return [runner.state for runner in self._runners.values()]
+
+
+def _order_of(want: node_pb2.FileWant) -> FileOrder:
+    return FileOrder(
+        source=want.source,
+        want_id=want.want_id,
+        sha256=want.sha256,
+        size_bytes=want.size_bytes,
+        is_cancelled=want.is_cancelled,
+    )
+
+
+def _report_of(progress: FileProgress) -> node_pb2.FileReport:
+    return node_pb2.FileReport(
+        want_id=progress.want_id,
+        state=progress.state.value,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        sha256=progress.sha256,
+        size_bytes=progress.size_bytes,
+        facts_json=progress.facts_json,
+        chat_template_sha256=progress.chat_template_sha256,
+        code=progress.code,
+        message=progress.message,
+    )
+
+
+async def stop_all(replicas_dir: Path, shim_dir: Path, grace_s: float) -> None:
+    """End every engine of this node, living or left by a dead shim; see `node_agent.agent.stop_all_engines`.
+
+    Raises:
+        Failure: `shim.lost` when something survives; everything else was ended all the same.
+    """
+
+    async def end(record_dir: Path) -> None:
+        record = await asyncio.to_thread(shim_client.read_record, record_dir)
+        with contextlib.suppress(Failure):  # a shim that does not answer is swept with its tree
+            handle = await shim_client.find(record_dir)
+            if handle is not None:
+                await handle.stop(grace_s)
+                await handle.release()
+        await shim_client.sweep(record_dir)
+        if record is not None:
+            record.socket_path.unlink(missing_ok=True)
+
+    directories = [path for path in replicas_dir.glob("*") if path.is_dir()]
+    sockets = list(shim_dir.glob("rep_*.sock"))
+    outcomes = await asyncio.gather(*(end(directory) for directory in directories), return_exceptions=True)
+    for socket_path in sockets:
+        # Shims whose directory was removed under them still listen.
+        handle = await shim_client.attach(socket_path) if socket_path.exists() else None
+        if handle is not None:
+            await handle.stop(grace_s)
+            await handle.release()
+        socket_path.unlink(missing_ok=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
