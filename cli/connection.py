@@ -164,3 +164,18 @@ def api_key(connection: Connection, given: str | None, environment: Mapping[str,
         "there is no API key for the front door",
         hint="`slice key create NAME` makes one; give it with --key or SLICE_API_KEY",
     )
+
+
+def local_data_dir(invocation: Invocation) -> Path:
+    """Return the data directory of a command that works on this machine's cluster alone.
+
+    Raises:
+        Failure: `request.usage` when a remote context was named.
+    """
+    if invocation.context not in {None, LOCAL}:
+        raise Failure(
+            "request.usage",
+            f"context {invocation.context!r} is another machine's cluster",
+            hint="run this on that machine, or leave --context away",
+        )
+    return data_dir_of(invocation.data_dir, invocation.environment)

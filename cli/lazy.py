@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import typer
+import typer.core
 from typer.core import TyperGroup
 from typer.main import get_command
+
+from core.errors import Failure
+
+_OURS = frozenset({"adapters", "cli", "controller", "core", "gateway", "node_agent", "protos", "scheduler"})
 
 TYPER_SETTINGS: Mapping[str, Any] = {
     "add_completion": False,
@@ -63,8 +68,12 @@ class LazyGroup(TyperGroup):
         if isinstance(entry, GroupEntry):
             return group(cmd_name, entry.verbs, summary=entry.summary)
         module, _, function = entry.target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            raise _not_installed(cmd_name, error) from error
         app = typer.Typer(**TYPER_SETTINGS)
-        app.command(cmd_name)(getattr(importlib.import_module(module), function))
+        app.command(cmd_name)(found)
         return get_command(app)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -92,6 +101,26 @@ class LazyGroup(TyperGroup):
         for section in dict.fromkeys(entry.section for entry in shown.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, e.summary) for name, e in shown.items() if e.section == section])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return the names that begin with `incomplete`, without importing what is behind them."""
+        return [
+            typer.core.CompletionItem(name, help=entry.summary)  # type: ignore[attr-defined]  # typer marks none as public
+            for name, entry in self.table.items()
+            if name.startswith(incomplete) and not entry.is_alias
+        ]
+
+
+def _not_installed(command: str, error: ModuleNotFoundError) -> Exception:
+    """Return the failure of a command whose packages this installation lacks, or `error` when ours is the fault."""
+    missing = (error.name or "").partition(".")[0]
+    if missing in _OURS:
+        return error
+    return Failure(
+        "cluster.install_incomplete",
+        f"`slice {command}` needs the Python package {missing!r}, which is not installed here",
+        hint="pip install 'slice-cluster[server]' brings all that a controller's machine needs",
+    )
 
 
 def group_class(table: Table) -> type[LazyGroup]:

@@ -57,6 +57,11 @@ def hoisted(arguments: list[str]) -> list[str]:
 
 
 def _run(arguments: list[str], invocation: Invocation) -> int:
+    if "_SLICE_COMPLETE" in invocation.environment:
+        # A shell asks for completions. typer learns its shells only through its own --install-completion option.
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     result = tree.root().main(arguments, prog_name="slice", standalone_mode=False, obj=invocation)
     return result if isinstance(result, int) else exits.OK
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from cli import exits
 from cli.client import AdminClient, Json, failure_of
+from cli.options import Output
 from cli.polling import looks
 from cli.progress import StatusLine, status_line
+from cli.reporting import report
 from cli.terminal import Terminal
 from core.clock import Clock
 from core.errors import CODES, Failure, Retry
@@ -59,6 +61,15 @@ def awaited(
     finally:
         line.close()
     raise AssertionError("looks() never ends by itself")
+
+
+def told(ended: NotServing, terminal: Terminal, output: Output) -> int:
+    """Show why a deployment does not serve, its engine's last words first, and return its exit code."""
+    if output is not Output.JSON:
+        for line in ended.log_tail:
+            terminal.note(f"  {line}")
+    report(ended.failure, terminal, output)
+    return ended.exit_code
 
 
 def sentence(deployment: Json) -> str:

@@ -2,7 +2,6 @@
 
 from cli import exits
 from cli.options import Output
-from cli.readiness import NotServing
 from cli.terminal import Terminal
 from core.errors import Failure
 
@@ -12,12 +11,3 @@ def report(failure: Failure, terminal: Terminal, output: Output) -> int:
     shown = exits.rendered_json(failure) if output is Output.JSON else exits.rendered(failure)
     terminal.note(shown)
     return exits.exit_code(failure)
-
-
-def told(ended: NotServing, terminal: Terminal, output: Output) -> int:
-    """Show why a deployment does not serve, its engine's last words first, and return its exit code."""
-    if output is not Output.JSON:
-        for line in ended.log_tail:
-            terminal.note(f"  {line}")
-    report(ended.failure, terminal, output)
-    return ended.exit_code

@@ -47,16 +47,12 @@ TABLE: Table = {
         deployments="List the deployments.",
         undeploy="Delete a deployment; its model stays.",
         scale="Change how many replicas a deployment has.",
-        stop="Stop a model: its deployment gets no replicas.",
+        stop="Stop models: their deployments get no replicas.",
     ),
     "ls": Entry(target=_LIST.target, summary=_LIST.summary, section=_MODELS, is_alias=True),
-    **_verbs(
-        "lifecycle",
-        _CLUSTER,
-        up="Start the cluster of this machine.",
-        down="Stop the cluster of this machine.",
-        doctor="Say what is wrong with this machine's cluster, and what cures it.",
-    ),
+    **_verbs("up", _CLUSTER, up="Start the cluster of this machine."),
+    **_verbs("down", _CLUSTER, down="Stop the cluster of this machine."),
+    **_verbs("doctor", _CLUSTER, doctor="Say what is wrong with this machine's cluster, and what cures it."),
     **_verbs("status", _CLUSTER, status="Show the whole cluster in a few lines."),
     **_verbs("events", _CLUSTER, events="Print what happened."),
     "node": GroupEntry(
@@ -108,8 +104,8 @@ TABLE: Table = {
             rm="Forget a remote cluster.",
         ),
     ),
-    **_verbs("version", _TOOLS, version="Print the release of this command and of the cluster."),
-    **_verbs("completion", _TOOLS, completion="Print or install the completion of your shell."),
+    **_verbs("version", _TOOLS, version="Print the release of this command and the cluster's."),
+    **_verbs("completion", _TOOLS, completion="Print the completion of your shell, or install it."),
 }
 
 _HELP = "Slice: a cluster for AI models."

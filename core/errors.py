@@ -114,6 +114,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "cluster.data_dir_unusable": (Kind.DENIED, Retry.NEVER),
     "cluster.path_too_long": (Kind.USAGE, Retry.NEVER),
     "cluster.not_running": (Kind.UNAVAILABLE, Retry.LATER),
+    "cluster.install_incomplete": (Kind.CONFLICT, Retry.NEVER),
     "cluster.start_failed": (Kind.FAILED, Retry.LATER),
     "cluster.settings_differ": (Kind.CONFLICT, Retry.NEVER),
     "cluster.postgres_missing": (Kind.CONFLICT, Retry.NEVER),

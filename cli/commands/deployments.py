@@ -10,7 +10,6 @@ from cli.invocation import Invocation
 from cli.lookup import serving
 from cli.options import DurationOption, Output, OutputOption, seconds
 from cli.printing import Printer
-from cli.reporting import told
 from cli.views import DEPLOYMENTS
 from core.errors import Failure
 
@@ -50,7 +49,7 @@ def deploy(
             client, invocation.terminal, invocation.clock, name=called, asked=called, timeout_s=patience
         )
         if isinstance(ended, readiness.NotServing):
-            return told(ended, invocation.terminal, output)
+            return readiness.told(ended, invocation.terminal, output)
         made = ended.deployment
     sentence = f"{called} serves" if wait and replicas else f"deployed {called}; `slice ps` shows its replicas"
     Printer(invocation, output).done(made, DEPLOYMENTS, sentence)

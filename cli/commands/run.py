@@ -8,8 +8,7 @@ from cli import chat, exits, reach, starting
 from cli.invocation import Invocation
 from cli.openai_door import ChatOptions
 from cli.options import DurationOption, Output, seconds
-from cli.readiness import NotServing
-from cli.reporting import told
+from cli.readiness import NotServing, told
 from core.errors import Failure
 
 

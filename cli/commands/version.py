@@ -16,7 +16,7 @@ _VERSION = View(name=lambda item: str(item["client"]), columns=(), empty="")
 
 
 def version(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """Print the release of this command and, where it answers, of the cluster."""
+    """Print the release of this command and the cluster's, where it answers."""
     invocation: Invocation = ctx.obj
     cluster: str | None
     try:

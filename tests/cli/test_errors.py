@@ -15,11 +15,9 @@ from tests.cli.played import PlayedCluster
 @pytest.mark.parametrize(
     "status, code, exit_code",
     [
-        (400, "request.out_of_range", 2),
         (401, "auth.invalid", 4),
         (404, "node.not_found", 3),
         (409, "deployment.version_conflict", 5),
-        (413, "request.body_too_large", 2),
         (500, "engine.install_failed", 1),
         (503, "storage.unavailable", 6),
     ],

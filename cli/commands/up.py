@@ -1,0 +1,54 @@
+"""`slice up`: flags in, a call of `cli.cluster.up` out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.cluster import up as cluster_up
+from cli.cluster.up import UpRequest
+from cli.connection import local_data_dir
+from cli.options import Output
+
+UpOutput = Annotated[Output, typer.Option("--output", "-o", help="json prints the addresses and the key as an object.")]
+
+
+def up(
+    ctx: typer.Context,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port of the front door (7080).")] = None,
+    controller_port: Annotated[
+        int | None, typer.Option("--controller-port", min=1, max=65535, help="Port of the admin API (7081).")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on (127.0.0.1).")] = None,
+    database_url: Annotated[
+        str | None, typer.Option("--database-url", help="PostgreSQL instead of the embedded one.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option("--devices", help="auto, cpu, or sim:FILE (pretended GPUs).")] = None,
+    starter_model: Annotated[
+        str | None, typer.Option("--starter-model", help="Model to bring up first; '' for none (smollm2).")
+    ] = None,
+    wheel_dir: Annotated[Path | None, typer.Option("--wheel-dir", help="Directory of wheels to install from.")] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for systemd and containers.")] = False,
+    output: UpOutput = Output.TABLE,
+) -> int:
+    """Start the cluster of this machine and return when it is ready.
+
+    `slice --data-dir DIR up` starts another cluster beside it. Flags are remembered for the next `slice up`.
+    """
+    flags: dict[str, object] = {
+        "port": port,
+        "controller_port": controller_port,
+        "host": host,
+        "database_url": database_url,
+        "devices": devices,
+        "starter_model": starter_model,
+        "wheel_dir": None if wheel_dir is None else str(wheel_dir.resolve()),
+    }
+    return cluster_up.run(
+        UpRequest(
+            data_dir=local_data_dir(ctx.obj),
+            flags=flags,
+            is_foreground=foreground,
+            output="json" if output is Output.JSON else "text",
+        )
+    )
