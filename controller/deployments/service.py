@@ -151,6 +151,10 @@ class Deployments:
                 await self._record(connection, "deployment_deleting", name, message)
         self._wakeups.wake("deployment_deleting")
 
+    async def deployments(self, connection: postgres.Connection) -> list[Deployment]:
+        """Return every deployment, oldest first."""
+        return await store.deployments(connection)
+
     async def deployment(self, connection: postgres.Connection, name: str) -> Deployment:
         """Return one deployment.
 

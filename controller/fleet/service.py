@@ -1,7 +1,7 @@
 """The fleet: which nodes there are, which are heard of, what they hold, and how to reach them.
 
 Comes in: sessions from the gRPC edge, desired sets from the reconcile loop. Goes out: `NodeNow` for every node and
-wake-ups. Live telemetry stays in memory; rows are written at hello and by the reconcile loop. Nothing is awaited between
+wake-ups. Live telemetry stays in memory; rows are written at hello and by the reconcile loop. Nothing waits between
 reading and changing the live state, so the event loop is its lock.
 """
 

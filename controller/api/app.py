@@ -1,0 +1,24 @@
+"""The admin API as one ASGI app: routes behind the gate. Built by `controller.process`."""
+
+from fastapi import FastAPI
+
+from controller.api import cluster, failures, models, workloads
+from controller.api.gate import App, Gate
+from controller.api.stage import Stage
+from core.infra.logs import Log
+from core.infra.metrics import MetricsPage
+
+
+def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
+    """Return the routes alone, without the gate."""
+    app = FastAPI(title="Slice admin API", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    failures.install(app)
+    app.include_router(cluster.router(stage, metrics))
+    app.include_router(models.router(stage))
+    app.include_router(workloads.router(stage))
+    return app
+
+
+def guarded(app: FastAPI, *, operator_token: str, host: str, log: Log) -> App:
+    """Return `app` behind the gate: what a server may be given."""
+    return Gate(app, operator_token=operator_token, host=host, log=log)

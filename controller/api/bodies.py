@@ -1,0 +1,84 @@
+"""Request bodies of the admin API, checked once at the edge: unknown fields are refused, texts are clean."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_VERSION = r"^[A-Za-z0-9][A-Za-z0-9.+!_-]{0,63}$"
+_TEN_YEARS_S = 10 * 365 * 86400
+_BIGINT_MAX = 2**63 - 1
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Body(BaseModel):
+    """What every body has in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def clean(cls, value: Any) -> Any:
+        """Refuse texts that PostgreSQL cannot hold: NUL and lone surrogates, however deep."""
+        _check_clean(value, 0)
+        return value
+
+
+def _check_clean(value: Any, depth: int) -> None:
+    if depth > 16:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, str):
+        if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("a text has characters that are none")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _check_clean(key, depth + 1)
+            _check_clean(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_clean(inner, depth + 1)
+
+
+class PullBody(Body):
+    """POST /pulls: `source` null means the catalogue's."""
+
+    name: Name
+    source: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+
+
+class CopyBody(Body):
+    """POST /models/{name}/copy."""
+
+    to: Name
+
+
+class AliasBody(Body):
+    """PUT /aliases/{name}."""
+
+    model: Name
+
+
+class DeploymentBody(Body):
+    """POST /deployments: null name means the model's, null engine the first that serves its format."""
+
+    name: Name | None = None
+    model: Name
+    engine: Name | None = None
+    engine_version: Annotated[str, Field(pattern=_VERSION)] | None = None
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DeploymentPatch(Body):
+    """PATCH /deployments/{name}: absent fields stay; settings are merged, null takes one back to its default."""
+
+    replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
+    settings: dict[str, Any] | None = None
+    if_generation: Annotated[int, Field(ge=0, le=_BIGINT_MAX)] | None = None
+
+
+class KeyBody(Body):
+    """POST /keys: null means until it is revoked."""
+
+    name: Name
+    expires_in_s: Annotated[int, Field(ge=1, le=_TEN_YEARS_S)] | None = None

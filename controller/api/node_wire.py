@@ -1,0 +1,291 @@
+"""Between slice.node.v1 and the fleet's values: what a node says is checked and bounded here, then trusted.
+
+Comes in: protobuf from nodes, messages of the fleet. Goes out: frozen values, protobuf to nodes. Texts are cut and
+stripped of what PostgreSQL cannot hold; unknown words are a `Failure`, not a guess.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from controller.exchange import FileReport, Observation, ReplicaReport
+from controller.fleet.model import (
+    Ack,
+    ControllerMessage,
+    DesiredSet,
+    EngineFact,
+    FileOrder,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Inventory,
+    LogAsk,
+    NodeMessage,
+    Refuse,
+    ReplicaOrder,
+    Welcome,
+)
+from core.devices import DeviceKind, DeviceReading
+from core.errors import Failure
+from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
+from core.states import PullState, ReplicaState
+from protos.slice.node.v1 import node_pb2 as pb
+
+_TEXT_MAX = 2000
+_FACTS_MAX = 64 * 1024
+_LOG_LINES = 20
+_DEVICES_MAX = 64
+_ENGINES_MAX = 64
+_BIGINT_MAX = 2**63 - 1
+_INT_MAX = 2**31 - 1
+_KINDS = frozenset(kind.value for kind in DeviceKind)
+_HEX = frozenset("0123456789abcdef")
+
+Word = TypeVar("Word", ReplicaState, PullState, DeviceKind)
+
+
+def hello(message: pb.Hello) -> Hello:
+    """Return a node's hello.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    node_id = _text(message.node_id, 80)
+    if not node_id or not message.machine_id:
+        raise _invalid("node_id and machine_id must be given")
+    facts = message.inventory
+    return Hello(
+        protocol_min=message.protocol_min,
+        protocol_max=message.protocol_max,
+        node_id=NodeId(node_id),
+        node_name=_text(message.node_name, 80),
+        machine_id=_text(message.machine_id, 200),
+        boot_id=_text(message.boot_id, 200),
+        agent_run_id=_text(message.agent_run_id, 200),
+        agent_version=_text(message.agent_version, 80),
+        max_leader_epoch_seen=message.max_leader_epoch_seen,
+        inventory=Inventory(
+            hostname=_text(facts.hostname, 255),
+            system=_text(facts.system, 80),
+            machine=_text(facts.machine, 80),
+            cpu_count=min(facts.cpu_count, _INT_MAX),
+            memory_bytes=_size(facts.memory_bytes),
+            disk_total_bytes=_size(facts.disk_total_bytes),
+            disk_free_bytes=_size(facts.disk_free_bytes),
+            devices=_devices(facts.devices),
+            engines=tuple(_engine(fact) for fact in facts.engines[:_ENGINES_MAX]),
+        ),
+        observation=observation(NodeId(node_id), message.observed),
+        labels=_labels(message.labels),
+    )
+
+
+def node_message(node_id: NodeId, message: pb.NodeMessage) -> NodeMessage | None:
+    """Return what a node says within its session, or None for a kind of message that a newer release may add.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    kind = message.WhichOneof("body")
+    if kind == "heartbeat":
+        beat = message.heartbeat
+        return Heartbeat(
+            sequence=beat.sequence,
+            applied_generation=_size(beat.applied_generation),
+            devices=_devices(beat.devices),
+            disk_free_bytes=_size(beat.disk_free_bytes),
+        )
+    if kind == "observed":
+        return observation(node_id, message.observed)
+    if kind == "goodbye":
+        return Goodbye(reason=_text(message.goodbye.reason, 200))
+    if kind == "hello":
+        raise _invalid("a session has one hello")
+    return None
+
+
+def observation(node_id: NodeId, message: pb.Observed) -> Observation:
+    """Return everything a node holds.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    return Observation(
+        node_id=node_id,
+        applied_generation=_size(message.applied_generation),
+        replicas=tuple(_replica(report) for report in message.replicas),
+        files=tuple(_file(report) for report in message.files),
+    )
+
+
+def _replica(report: pb.ReplicaReport) -> ReplicaReport:
+    if report.port > 65535:
+        raise _invalid("a port is at most 65535")
+    return ReplicaReport(
+        replica_id=ReplicaId(_text(report.replica_id, 80)),
+        incarnation=min(report.incarnation, _INT_MAX),
+        state=_word(ReplicaState, report.state),
+        code=_text(report.code, 80),
+        message=_text(report.message, _TEXT_MAX),
+        log_tail=tuple(_text(line, _TEXT_MAX) for line in report.log_tail[-_LOG_LINES:]),
+        pid=min(report.pid, _INT_MAX),
+        host=_text(report.host, 255),
+        port=report.port,
+        load_s=_seconds(report.load_s),
+        memory_bytes=_size(report.memory_bytes),
+        restarts=min(report.restarts, _INT_MAX),
+        retry_in_s=_seconds(report.retry_in_s),
+    )
+
+
+def _file(report: pb.FileReport) -> FileReport:
+    digest = report.sha256
+    if digest and (len(digest) != 64 or not _HEX.issuperset(digest)):
+        raise _invalid("a digest is 64 lower-case hexadecimal digits")
+    if len(report.facts_json) > _FACTS_MAX:
+        raise _invalid("the facts of a file are too long")
+    return FileReport(
+        want_id=PullId(_text(report.want_id, 80)),
+        state=_word(PullState, report.state),
+        bytes_done=_size(report.bytes_done),
+        bytes_total=_size(report.bytes_total),
+        sha256=Sha256(digest) if digest else None,
+        size_bytes=_size(report.size_bytes),
+        facts_json=report.facts_json.replace("\\u0000", ""),
+        code=_text(report.code, 80),
+        message=_text(report.message, _TEXT_MAX),
+        chat_template_sha256=_text(report.chat_template_sha256, 64),
+    )
+
+
+def _devices(readings: Iterable[pb.DeviceReading]) -> tuple[DeviceReading, ...]:
+    return tuple(_device(reading) for reading in list(readings)[:_DEVICES_MAX])
+
+
+def _device(reading: pb.DeviceReading) -> DeviceReading:
+    return DeviceReading(
+        device_id=DeviceId(_text(reading.device_id, 200)),
+        kind=_word(DeviceKind, reading.kind),
+        name=_text(reading.name, 200),
+        total_bytes=_size(reading.total_bytes),
+        free_bytes=_size(reading.free_bytes),
+        utilisation=_seconds(reading.utilisation) if reading.HasField("utilisation") else None,
+        temperature_c=_finite(reading.temperature_c) if reading.HasField("temperature_c") else None,
+        power_w=_seconds(reading.power_w) if reading.HasField("power_w") else None,
+        is_simulated=reading.is_simulated,
+    )
+
+
+def _engine(fact: pb.EngineFact) -> EngineFact:
+    kinds = tuple(kind for kind in fact.device_kinds if kind in _KINDS)
+    return EngineFact(
+        engine=_text(fact.engine, 80),
+        is_usable=fact.is_usable,
+        reason=_text(fact.reason, _TEXT_MAX),
+        device_kinds=kinds,
+        installed_versions=tuple(_text(version, 80) for version in fact.installed_versions[:50]),
+    )
+
+
+def _labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {_text(key, 80): _text(labels[key], 200) for key in sorted(labels)[:64]}
+
+
+def _text(text: str, longest: int) -> str:
+    return text.replace("\x00", "")[:longest]
+
+
+def _size(count: int) -> int:
+    return min(count, _BIGINT_MAX)
+
+
+def _finite(number: float) -> float:
+    return number if -1e12 < number < 1e12 else 0.0
+
+
+def _seconds(number: float) -> float:
+    return max(0.0, _finite(number))
+
+
+def _word(kind: type[Word], text: str) -> Word:
+    try:
+        return kind(text)
+    except ValueError:
+        raise _invalid(f"{text[:40]!r} is no {kind.__name__}") from None
+
+
+def _invalid(what: str) -> Failure:
+    return Failure("request.invalid_field", f"the node agent's message is not right: {what}")
+
+
+def render(message: ControllerMessage, key_of: Callable[[ReplicaId], str]) -> pb.ControllerMessage:
+    """Return `message` as protobuf; `key_of` derives a replica's engine key, which no value of the fleet carries."""
+    if isinstance(message, Welcome):
+        return pb.ControllerMessage(
+            hello_ack=pb.HelloAck(
+                leader_epoch=message.leader_epoch,
+                session_epoch=message.session_epoch,
+                heartbeat_ms=message.heartbeat_ms,
+                lease_ms=message.lease_ms,
+            )
+        )
+    if isinstance(message, Ack):
+        return pb.ControllerMessage(heartbeat_ack=pb.HeartbeatAck(sequence=message.sequence))
+    if isinstance(message, DesiredSet):
+        return pb.ControllerMessage(desired=_desired(message, key_of))
+    if isinstance(message, LogAsk):
+        return pb.ControllerMessage(
+            log_request=pb.LogRequest(
+                request_id=message.request_id,
+                replica_id=message.replica_id,
+                tail_lines=message.tail_lines,
+                follow=message.follow,
+                cancel=message.is_cancel,
+            )
+        )
+    return pb.ControllerMessage(reject=reject(message))
+
+
+def reject(refusal: Refuse) -> pb.Reject:
+    """Return why a session ends, as protobuf."""
+    return pb.Reject(
+        code=refusal.code,
+        message=refusal.message,
+        hint=refusal.hint,
+        is_fatal=refusal.is_fatal,
+        retry_after_ms=refusal.retry_after_ms,
+    )
+
+
+def _desired(message: DesiredSet, key_of: Callable[[ReplicaId], str]) -> pb.Desired:
+    return pb.Desired(
+        leader_epoch=message.leader_epoch,
+        generation=message.generation,
+        replicas=[_want(order, key_of(order.replica_id)) for order in message.replicas],
+        files=[_file_want(order) for order in message.files],
+    )
+
+
+def _want(order: ReplicaOrder, engine_key: str) -> pb.ReplicaWant:
+    return pb.ReplicaWant(
+        replica_id=order.replica_id,
+        deployment=order.deployment,
+        served_name=order.served_name,
+        engine=order.engine,
+        engine_version=order.engine_version,
+        settings_json=json.dumps(order.settings, sort_keys=True),
+        files=[_file_want(file) for file in order.files],
+        devices=[pb.DevicePromise(device_id=device, bytes=count) for device, count in sorted(order.promises.items())],
+        engine_key=engine_key,
+        desired=order.desired.value,
+    )
+
+
+def _file_want(order: FileOrder) -> pb.FileWant:
+    return pb.FileWant(
+        want_id=order.want_id,
+        source=order.source,
+        sha256=order.sha256,
+        size_bytes=order.size_bytes,
+        is_cancelled=order.is_cancelled,
+    )

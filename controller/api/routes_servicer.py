@@ -1,0 +1,128 @@
+"""slice.routes.v1.Routes: the thin edge between a door's stream and the published route table.
+
+Comes in: one bidirectional stream per door. Goes out: whole tables down, reports to `Routes`. It decides nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from controller.api.stage import END, Stage
+from controller.routes.model import DoorReport, PublishedTable, Route
+from controller.routes.service import Routes
+from core.errors import Failure
+from core.ids import ReplicaId
+from core.infra.logs import Log
+from protos.slice.routes.v1 import routes_pb2 as pb
+from protos.slice.routes.v1 import routes_pb2_grpc
+
+REPORT_DEADLINE_S = 5.0
+WRITE_DEADLINE_S = 10.0
+_DOOR_ID_MAX = 128
+
+
+class RoutesServicer(routes_pb2_grpc.RoutesServicer):
+    """Serves doors on the control socket."""
+
+    def __init__(self, *, stage: Stage, log: Log) -> None:
+        self._stage = stage
+        self._log = log
+        self._rendered = pb.RouteTable()
+
+    async def Watch(self, _: AsyncIterator[pb.DoorReport], context: Any) -> None:
+        """Serve one door until its stream ends."""
+        try:
+            routes = self._stage.parts().routes
+        except Failure as failure:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{failure.code}: {failure.message}")
+            return
+        report = await _first_report(context)
+        if report is None:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "request.invalid_field: the first message must name the door"
+            )
+            return
+        routes.report(report)
+        self._log.info("door_watch", door=report.door_id, applied_version=report.applied_version)
+        try:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(routes, context), name=f"write-{report.door_id}")
+                await _read(routes, report.door_id, context)
+                writer.cancel()
+        finally:
+            self._log.info("door_watch_ended", door=report.door_id)
+
+    async def _write(self, routes: Routes, context: Any) -> None:
+        version = -1
+        while True:
+            table = await routes.next_after(version)
+            version = table.version
+            if self._rendered.version != version:
+                self._rendered = rendered(table)
+            async with asyncio.timeout(WRITE_DEADLINE_S):
+                await context.write(self._rendered)
+
+
+async def _first_report(context: Any) -> DoorReport | None:
+    try:
+        async with asyncio.timeout(REPORT_DEADLINE_S):
+            first = await context.read()
+    except TimeoutError:
+        return None
+    return None if first is END or not first.door_id else _report(first, first.door_id[:_DOOR_ID_MAX])
+
+
+async def _read(routes: Routes, door_id: str, context: Any) -> None:
+    while (message := await context.read()) is not END:
+        routes.report(_report(message, door_id))
+
+
+def _report(message: pb.DoorReport, door_id: str) -> DoorReport:
+    return DoorReport(
+        door_id=door_id,
+        applied_version=message.applied_version,
+        loads={ReplicaId(load.replica_id): load.in_flight for load in message.loads},
+        demand=dict(message.demand),
+    )
+
+
+def rendered(published: PublishedTable) -> pb.RouteTable:
+    """Return a published table as protobuf."""
+    return pb.RouteTable(
+        version=published.version,
+        routes=[_route(route) for route in published.table.routes],
+        keys=[
+            pb.KeyEntry(
+                kid=key.kid,
+                digest=key.digest,
+                project=key.project,
+                expires_unix_s=key.expires_unix_s,
+                is_revoked=key.is_revoked,
+            )
+            for key in published.table.keys
+        ],
+    )
+
+
+def _route(route: Route) -> pb.Route:
+    return pb.Route(
+        public_name=route.public_name,
+        deployment=route.deployment,
+        served_name=route.served_name,
+        engine=route.engine,
+        endpoints=list(route.endpoints),
+        targets=[
+            pb.Target(
+                replica_id=target.replica_id,
+                incarnation=target.incarnation,
+                host=target.host,
+                port=target.port,
+                engine_key=target.engine_key,
+            )
+            for target in route.targets
+        ],
+        waiting=route.waiting,
+        created_unix_s=route.created_unix_s,
+    )

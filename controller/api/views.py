@@ -1,0 +1,291 @@
+"""How each thing looks in the admin API: pure functions from rows and live state to the objects of docs/admin-api.md.
+
+Instants become ISO 8601 in UTC, sizes stay bytes. Nothing here reads or decides.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from controller.api.seeing import Seen
+from controller.deployments.model import Deployment, Replica
+from controller.deployments.waiting import standing
+from controller.exchange import FileReport, ReplicaReport
+from controller.fleet.model import NodeRow
+from controller.identity.model import ApiKey
+from controller.ledger.model import Event
+from controller.registry.catalog import CatalogEntry
+from controller.registry.model import CatalogueOfModels, Model, Pull, Version
+from controller.routes.model import DoorNow, Route
+from core.ids import NodeId, ReplicaId
+from core.states import OCCUPYING, NodeState, PullState, ReplicaState
+from core.units import text_from_seconds
+
+Json = dict[str, Any]
+
+
+def instant(value: datetime | None) -> str | None:
+    """Return `value` as ISO 8601 in UTC, to the millisecond."""
+    if value is None:
+        return None
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def catalog_entry(entry: CatalogEntry) -> Json:
+    """Return one model of the catalogue."""
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "description": entry.description,
+        "size_bytes": entry.size_bytes,
+    }
+
+
+def pull(row: Pull, seen: Seen) -> Json:
+    """Return one pull; while it runs its bytes are those of the node's last report."""
+    node = seen.live.get(NodeId(row.node_id)) if row.node_id else None
+    report = _file_report(row, seen)
+    is_open = row.finished_at is None
+    done, total = row.bytes_done, row.bytes_total
+    if is_open and report is not None:
+        done, total = max(done, report.bytes_done), max(total, report.bytes_total)
+    error = {"code": row.code, "message": row.message, "hint": row.hint} if row.code else None
+    return {
+        "id": row.pull_id,
+        "model": row.model_name,
+        "source": row.source,
+        "node": node.name if node else None,
+        "state": row.state,
+        "bytes_done": done,
+        "bytes_total": total,
+        "error": error,
+        "created_at": instant(row.created_at),
+        "finished_at": instant(row.finished_at),
+        "waiting": _pull_waiting(row, seen) if is_open else "",
+    }
+
+
+def _file_report(row: Pull, seen: Seen) -> FileReport | None:
+    node = seen.live.get(NodeId(row.node_id)) if row.node_id else None
+    files = node.observation.files if node and node.observation else ()
+    return next((report for report in files if report.want_id == row.pull_id), None)
+
+
+def _pull_waiting(row: Pull, seen: Seen) -> str:
+    node = seen.live.get(NodeId(row.node_id)) if row.node_id else None
+    if node is None:
+        if not seen.live:
+            return "no node has joined this cluster yet"
+        if any(one.state is NodeState.READY for one in seen.live.values()):
+            return "it is about to be given to a node"
+        silent = min(seen.live.values(), key=lambda one: one.silent_s)
+        return f"no node is ready: {silent.name} has not been heard of for {text_from_seconds(silent.silent_s)}"
+    if node.state is not NodeState.READY:
+        return f"node {node.name} has not been heard of for {text_from_seconds(node.silent_s)}"
+    return "" if row.state == PullState.RUNNING.value else f"node {node.name} has been asked to bring it"
+
+
+def model(row: Model, every: CatalogueOfModels, deployments: tuple[Deployment, ...]) -> Json:
+    """Return one model with its versions."""
+    versions = [version for version in every.versions if version.model_id == row.model_id]
+    return {
+        "name": row.name,
+        "created_at": instant(row.created_at),
+        "aliases": [alias.name for alias in every.aliases if alias.model == row.name],
+        "deployments": [one.name for one in deployments if one.model == row.name and not one.is_deleting],
+        "size_bytes": sum(version.size_bytes for version in versions),
+        "versions": [_version(version, every) for version in versions],
+    }
+
+
+def _version(row: Version, every: CatalogueOfModels) -> Json:
+    facts = row.facts
+    return {
+        "number": row.number,
+        "id": row.version_id,
+        "digest": row.digest,
+        "source": row.source,
+        "format": row.format,
+        "quantization": facts.get("quantization") or "",
+        "architecture": facts.get("architecture") or "",
+        "parameters": facts.get("parameters"),
+        "context_length": facts.get("context_length"),
+        "size_bytes": row.size_bytes,
+        "chat_template_sha256": row.chat_template_sha256,
+        "created_at": instant(row.created_at),
+        "files": [
+            {
+                "path": file.path,
+                "sha256": file.sha256,
+                "size_bytes": file.size_bytes,
+                "nodes": [place.node_name for place in every.places if place.sha256 == file.sha256],
+            }
+            for file in every.files
+            if file.version_id == row.version_id
+        ],
+    }
+
+
+def deployment(row: Deployment, seen: Seen) -> Json:
+    """Return one deployment with how it stands now."""
+    refusal = next((one for one in seen.picture.refusals if one.deployment_id == row.deployment_id), None)
+    standing_now = standing(row, seen.sights(row.deployment_id), refusal)
+    shown = None
+    if refusal is not None:
+        shown = {
+            "code": refusal.code,
+            "message": refusal.message,
+            "hint": refusal.hint,
+            "nodes": [dict(node) for node in refusal.nodes],
+        }
+    return {
+        "name": row.name,
+        "model": row.model,
+        "version": row.version,
+        "engine": row.engine,
+        "engine_version": row.engine_version,
+        "settings": dict(row.settings),
+        "replicas": row.replicas,
+        "ready_replicas": standing_now.ready_replicas,
+        "generation": row.generation,
+        "is_deleting": row.is_deleting,
+        "created_at": instant(row.created_at),
+        "updated_at": instant(row.updated_at),
+        "footprint": dict(row.footprint),
+        "state": standing_now.state,
+        "waiting": standing_now.waiting,
+        "refusal": shown,
+    }
+
+
+def replica(row: Replica, seen: Seen) -> Json:
+    """Return one replica; memory and countdown are the node's last words."""
+    report: ReplicaReport | None = seen.report(row)
+    owner = next(one for one in seen.picture.deployments if one.deployment_id == row.deployment_id)
+    node = seen.live.get(NodeId(row.node_id))
+    return {
+        "id": row.replica_id,
+        "deployment": owner.name,
+        "model": owner.model,
+        "node": node.name if node else row.node_id,
+        "engine": row.engine,
+        "engine_version": row.engine_version,
+        "state": row.state,
+        "desired": row.desired,
+        "incarnation": row.incarnation,
+        "restarts": row.restarts,
+        "pid": row.pid,
+        "address": f"{row.host}:{row.port}" if row.port else "",
+        "devices": [{"id": device, "bytes": count} for device, count in sorted(row.promises.items())],
+        "memory_bytes": report.memory_bytes if report else 0,
+        "load_s": row.load_s,
+        "code": row.code,
+        "message": row.message,
+        "log_tail": list(row.log_tail),
+        "retry_in_s": report.retry_in_s if report else 0,
+        "in_flight": seen.in_flight.get(ReplicaId(row.replica_id), 0),
+        "created_at": instant(row.created_at),
+        "state_since": instant(row.state_since),
+    }
+
+
+def node(row: NodeRow, seen: Seen) -> Json:
+    """Return one node with its devices as they are now."""
+    now = seen.live[NodeId(row.node_id)]
+    promised: dict[str, int] = {}
+    for one in seen.picture.replicas:
+        if one.node_id == row.node_id and ReplicaState(one.state) in OCCUPYING:
+            for device, count in one.promises.items():
+                promised[device] = promised.get(device, 0) + int(count)
+    return {
+        "id": row.node_id,
+        "name": row.name,
+        "state": now.state.value,
+        "last_seen_s_ago": round(now.silent_s, 1) if now.is_heard else None,
+        "agent_version": row.agent_version,
+        "hostname": row.hostname,
+        "system": row.system,
+        "machine": row.machine,
+        "cpu_count": row.cpu_count,
+        "memory_bytes": row.memory_bytes,
+        "disk_total_bytes": row.disk_total_bytes,
+        "disk_free_bytes": now.disk_free_bytes,
+        "labels": dict(row.labels),
+        "devices": [
+            {
+                "id": device.device_id,
+                "kind": device.kind.value,
+                "name": device.name,
+                "total_bytes": device.total_bytes,
+                "free_bytes": device.free_bytes,
+                "promised_bytes": promised.get(device.device_id, 0),
+                "utilisation": device.utilisation,
+                "temperature_c": device.temperature_c,
+                "power_w": device.power_w,
+                "is_simulated": device.is_simulated,
+            }
+            for device in now.devices
+        ],
+        "engines": [_engine(fact) for fact in row.engines],
+        "generation": row.generation,
+        "applied_generation": now.applied_generation,
+        "session_epoch": row.session_epoch,
+    }
+
+
+def _engine(fact: Mapping[str, Any]) -> Json:
+    fields = ("engine", "is_usable", "reason", "device_kinds", "installed_versions")
+    return {field: fact[field] for field in fields}
+
+
+def key(row: ApiKey) -> Json:
+    """Return one key without its secret."""
+    return {
+        "kid": row.kid,
+        "name": row.name,
+        "project": row.project,
+        "created_at": instant(row.created_at),
+        "expires_at": instant(row.expires_at),
+        "revoked_at": instant(row.revoked_at),
+    }
+
+
+def event(row: Event) -> Json:
+    """Return one event."""
+    return {
+        "seq": row.seq,
+        "at": instant(row.at),
+        "kind": row.kind,
+        "subject_kind": row.subject_kind,
+        "subject": row.subject,
+        "reason": row.reason,
+        "message": row.message,
+        "data": dict(row.data),
+    }
+
+
+def route(row: Route) -> Json:
+    """Return one route without its engines' keys."""
+    return {
+        "public_name": row.public_name,
+        "deployment": row.deployment,
+        "engine": row.engine,
+        "endpoints": list(row.endpoints),
+        "targets": [target.replica_id for target in row.targets],
+        "waiting": row.waiting,
+    }
+
+
+def door(row: DoorNow) -> Json:
+    """Return one door."""
+    return {
+        "door_id": row.door_id,
+        "applied_version": row.applied_version,
+        "last_seen_s_ago": round(row.last_seen_s_ago, 1),
+        "in_flight": row.in_flight,
+    }
+
+
+def count(ready: int, total: int) -> Json:
+    """Return how many of all are ready."""
+    return {"ready": ready, "total": total}
