@@ -69,8 +69,8 @@ _SPECS = (
     ),
     SettingSpec(
         name="embeddings",
-        # The same process serves chat and embeddings with equal answers; off saves batch x vocabulary x 4 bytes.
-        meaning="serve embeddings (mean of the last layer) beside chat; costs batch x vocabulary x 4 bytes",
+        # The same process serves chat and embeddings with equal answers; off saves 2 x batch x vocabulary x 4 bytes.
+        meaning="serve embeddings (mean of the last layer) beside chat; costs 2 x batch x vocabulary x 4 bytes",
         kind=bool,
         default=True,
     ),

@@ -62,12 +62,13 @@ def _kv_cache_bytes(facts: ModelFacts, tokens: int) -> int:
 
 
 def _compute_bytes(facts: ModelFacts, context: int, load: Load) -> int:
-    """Return the graph's scratch buffer and the output buffer.
+    """Return the graph's scratch buffer and the output buffer, both at their worst.
 
     At its peak the graph holds, for each token of a batch, five rows as wide as the embedding and either three as wide
-    as the feed-forward layer or, when embeddings are on (every token is an output then), one as wide as the
-    vocabulary; and the attention mask in f16. Log lines of b0 (xllamacpp 2026.10.11549) agree to 0.1 MiB:
-    SmolLM2-135M 18.6 MiB without and 105.7 MiB with embeddings at 2 slots of 4096.
+    as the feed-forward layer or, when embeddings are on (every token may be an output then), one as wide as the
+    vocabulary; and the attention mask in f16. Log lines of xllamacpp 2026.10.11549 agree to 0.4 MiB: SmolLM2-135M
+    18.6 MiB without and 105.7 MiB with embeddings at 2 slots of 4096. The output buffer (llama-context.cpp,
+    output_reserve) has a row of logits for each slot, and grows to one for each token of a batch that is embedded.
     """
     embedding = facts.embedding_length or 0
     vocabulary = facts.vocabulary or 0
@@ -77,5 +78,6 @@ def _compute_bytes(facts: ModelFacts, context: int, load: Load) -> int:
     batch = min(load.batch, context * load.slots)
     rows = batch * (wide + 5 * embedding) * _F32
     mask = batch * context * _F16
-    outputs = load.slots * vocabulary * _F32
+    output_rows = max(load.slots, batch) if load.embeddings else load.slots
+    outputs = output_rows * (vocabulary + (embedding if load.embeddings else 0)) * _F32
     return rows + mask + outputs
