@@ -102,7 +102,7 @@ class RoutesServer(routes_pb2_grpc.RoutesServicer):
         self.changed = asyncio.Event()
         return table.version
 
-    async def Watch(self, request_iterator, context):  # noqa: N802
+    async def Watch(self, request_iterator, context):
         self.streams += 1
         sent = -1
         reading = asyncio.ensure_future(self._read(request_iterator))

@@ -79,6 +79,11 @@ class _Line(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.writable.set()
 
+    async def drained(self) -> None:
+        """Wait until the kernel has taken everything, so that an abort loses nothing."""
+        while self.transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         head, found, rest = self.buffer.partition(b"\r\n\r\n")
