@@ -77,9 +77,6 @@ class Conversation:
         except KeyboardInterrupt:
             self._remember(question, "".join(texts))
             raise
-        finally:
-            if texts and not texts[-1].endswith("\n"):
-                self.terminal.piece("\n")
         self._remember(question, "".join(texts))
 
     def _opening(self) -> list[dict[str, str]]:
@@ -92,30 +89,35 @@ class Conversation:
         begun = self.clock.monotonic()
         first_at: float | None = None
         usage: dict[str, object] = {}
-        with contextlib.closing(self._pieces(asked)) as answer:
-            for piece in answer:
-                if first_at is None and (piece.text or piece.thought):
-                    first_at = self.clock.monotonic()
-                usage = dict(piece.usage) or usage
-                if piece.text:
-                    texts.append(piece.text)
-                    self.terminal.piece(piece.text)
-                elif piece.thought and self.terminal.is_err_tty:
-                    self.terminal.aside(piece.thought)
+        try:
+            with contextlib.closing(self._pieces(asked)) as answer:
+                for piece in answer:
+                    if first_at is None and (piece.text or piece.thought):
+                        first_at = self.clock.monotonic()
+                    usage = dict(piece.usage) or usage
+                    self._show(piece, texts)
+        finally:
+            if texts and not texts[-1].endswith("\n"):
+                self.terminal.piece("\n")
         if self.is_verbose:
             ended = self.clock.monotonic()
-            self._note_timings(begun, ended if first_at is None else first_at, ended, usage, texts)
+            self._note_timings(begun, ended if first_at is None else first_at, ended, usage)
 
-    def _note_timings(
-        self, begun: float, first_at: float, ended: float, usage: dict[str, object], texts: list[str]
-    ) -> None:
+    def _show(self, piece: Piece, texts: list[str]) -> None:
+        if piece.text:
+            texts.append(piece.text)
+            self.terminal.piece(piece.text)
+        elif piece.thought and self.terminal.is_err_tty:
+            self.terminal.aside(piece.thought)
+
+    def _note_timings(self, begun: float, first_at: float, ended: float, usage: dict[str, object]) -> None:
         timings = Timings(
             first_s=first_at - begun,
             total_s=ended - begun,
             prompt_tokens=_count(usage.get("prompt_tokens")),
             answer_tokens=_count(usage.get("completion_tokens")),
         )
-        self.terminal.note(("\n" if texts and not texts[-1].endswith("\n") else "") + timings.sentence())
+        self.terminal.note(timings.sentence())
 
     def _pieces(self, asked: Sequence[dict[str, str]]) -> Generator[Piece, None, None]:
         """Yield the answer; while nothing of it has come, an unavailable door is asked again for a short time."""

@@ -19,7 +19,8 @@ class Column:
     """One column: `cell` makes its text of an item and the current instant.
 
     `is_prose` columns may wrap on a terminal, the others never: half an identifier is of no use. `is_optional` ones
-    vanish while every cell is absent.
+    vanish while every cell is absent. `is_below` ones stand under their row on a terminal, where they have the whole
+    width, and are the last columns in a pipe; their view has no prose column beside them.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Column:
     is_prose: bool = False
     is_optional: bool = False
     is_state: bool = False
+    is_below: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Facts:
 def table(view: View, items: Sequence[Item], now: datetime, *, is_wide: bool) -> Table:
     """Return the table of `items`; wide columns and optional empty ones are left out as they should be."""
     wanted = [column for column in view.columns if is_wide or not column.is_wide]
-    cells = [[_one_line(column.cell(item, now)) for column in wanted] for item in items]
+    cells = [[one_line(column.cell(item, now)) for column in wanted] for item in items]
     kept = [
         index
         for index, column in enumerate(wanted)
@@ -76,7 +78,8 @@ def table(view: View, items: Sequence[Item], now: datetime, *, is_wide: bool) ->
     return Table(columns=[wanted[index] for index in kept], rows=[[row[index] for index in kept] for row in cells])
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return `text` on one line, harmless, or `-` when it is empty."""
     return harmless(" ".join(text.split())) or ABSENT
 
 
@@ -95,7 +98,7 @@ def plain(found: Table) -> str:
 
 def plain_facts(found: Facts) -> str:
     """Return the facts as aligned `label  text` lines, and each part's table indented below its title."""
-    shown = [(label, _one_line(text)) for label, text in found.facts]
+    shown = [(label, one_line(text)) for label, text in found.facts]
     width = max((len(label) for label, _ in shown), default=0)
     lines = [f"{label.ljust(width)}  {text}".rstrip() for label, text in shown]
     for title, part in found.parts:

@@ -93,9 +93,9 @@ class Terminal:
 def of_process(environment: Mapping[str, str]) -> Terminal:
     """Return the terminal of this process, obeying NO_COLOR (no-color.org) and TERM=dumb."""
     is_capable = environment.get("TERM", "") not in {"dumb", "unknown"}
-    for stream in (sys.stdout, sys.stderr):
-        # A locale without UTF-8 must not turn an answer into a crash.
-        if hasattr(stream, "reconfigure"):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # A locale without UTF-8, or a piped file that is none, must not turn a question into a crash.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     return Terminal(
         stdin=sys.stdin or io.StringIO(),

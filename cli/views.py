@@ -203,7 +203,7 @@ DEPLOYMENTS = View(
         Column(title="AGE", cell=_age("created_at"), is_number=True),
         Column(title="ENGINE VERSION", cell=_text("engine_version"), is_wide=True),
         Column(title="GENERATION", cell=_text("generation"), is_wide=True, is_number=True),
-        Column(title="WHY", cell=deployment_reason, is_prose=True, is_optional=True),
+        Column(title="WHY", cell=deployment_reason, is_below=True, is_optional=True),
     ),
 )
 
@@ -222,7 +222,7 @@ REPLICAS = View(
         Column(title="PID", cell=_text("pid"), is_wide=True, is_number=True),
         Column(title="ADDRESS", cell=_text("address"), is_wide=True),
         Column(title="RESTARTS", cell=_text("restarts"), is_wide=True, is_number=True),
-        Column(title="DETAIL", cell=replica_trouble, is_prose=True, is_optional=True),
+        Column(title="DETAIL", cell=replica_trouble, is_below=True, is_optional=True),
     ),
 )
 

@@ -29,8 +29,8 @@ _SETTINGS = View(
         Column(title="ORIGIN", cell=lambda item, _: str(item["origin"])),
         Column(title="UNIT", cell=lambda item, _: str(item["unit"])),
         Column(title="DEFAULT", cell=lambda item, _: _shown(item["default"])),
-        Column(title="MEANING", cell=lambda item, _: str(item["meaning"]), is_prose=True),
-        Column(title="WHY", cell=lambda item, _: str(item["why"]), is_prose=True),
+        Column(title="MEANING", cell=lambda item, _: str(item["meaning"]), is_below=True),
+        Column(title="WHY", cell=lambda item, _: str(item["why"]), is_below=True),
     ),
 )
 

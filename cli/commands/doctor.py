@@ -23,7 +23,12 @@ _FINDINGS = View(
         Column(title="STATE", cell=lambda item, _: _MARKS[item["is_ok"]], is_state=True),
         Column(title="WHAT", cell=lambda item, _: str(item["name"])),
         Column(title="FOUND", cell=lambda item, _: str(item["detail"]), is_prose=True),
-        Column(title="NEXT STEP", cell=lambda item, _: str(item["hint"]), is_prose=True, is_optional=True),
+        Column(
+            title="NEXT STEP",
+            cell=lambda item, _: "" if item["is_ok"] else str(item["hint"]),
+            is_prose=True,
+            is_optional=True,
+        ),
     ),
 )
 

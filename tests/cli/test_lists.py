@@ -45,7 +45,7 @@ def test_a_list_is_aligned_columns_in_a_pipe(
         assert text in ended.out
 
 
-@pytest.mark.parametrize("command, name, shown", LISTS[::2])
+@pytest.mark.parametrize("command, name, shown", LISTS[::3])
 def test_a_list_as_json_is_the_answer_of_the_api_untouched(
     filled: PlayedCluster, slice_: Slice, command: list[str], name: str, shown: list[str]
 ) -> None:

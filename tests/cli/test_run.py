@@ -43,6 +43,14 @@ def test_a_question_may_come_from_standard_input(ready: PlayedCluster, slice_: S
     assert ready.chats[0]["messages"] == [{"role": "user", "content": "What is it?"}]
 
 
+def test_piped_text_that_is_no_utf_8_is_no_crash(ready: PlayedCluster, slice_: Slice) -> None:
+    with subprocess.Popen(
+        slice_.argv("run", "smollm2"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=slice_.environment
+    ) as process:
+        assert process.communicate(b"caf\xe9", timeout=20)[0] == b"Hello\n"
+    assert ready.chats[0]["messages"][0]["content"] == "caf\ufffd"
+
+
 def test_piped_text_stands_before_the_question(ready: PlayedCluster, slice_: Slice) -> None:
     slice_("run", "smollm2", "Summarise this.", stdin="A long text.")
     assert ready.chats[0]["messages"][0]["content"] == "A long text.\n\nSummarise this."

@@ -54,6 +54,10 @@ def test_json_is_never_wrapped_nor_coloured_on_a_terminal(cluster: PlayedCluster
 
 def test_escape_sequences_of_others_are_taken_out_of_a_table(cluster: PlayedCluster, slice_: Slice) -> None:
     cluster.replicas = [things.replica(state="failed", message="bad \x1b[2Jfile")]
+    cluster.models = {"smollm2": things.model(aliases=["a\x1b[2Jb"])}
+    sheet = slice_.on_terminal("show", "smollm2")
+    assert sheet.end() == 0
+    assert "a[2Jb" in sheet.seen
     terminal = slice_.on_terminal("ps")
     assert terminal.end() == 0
     assert "bad [2Jfile" in terminal.seen
