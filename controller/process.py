@@ -5,6 +5,7 @@ begins when the database has been migrated and this controller leads. PostgreSQL
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ START_RETRY_S = 0.3
 """Between two attempts to reach the database or to lead, besides what the attempt itself waits."""
 LEAVE_S = 2.0
 """Longest wait for the database when this controller ends: without it the lease runs out by itself."""
+HTTP_END_S = 3.0
+"""Longest wait for open requests; uvicorn itself gives them one second."""
 
 Result = TypeVar("Result")
 
@@ -95,6 +98,8 @@ class Controller:
         self._bell = Bell()
         self._database = postgres.Database(config.database_url, name="slice-controller", on_commit=self._bell.ring)
         self._leadership = Leadership(self._database, f"{socket.gethostname()}:{config.control_socket}")
+        self._http_ended = asyncio.Event()
+        self._is_ending = False
         self.stage = Stage()
         app = api.fast_api(self.stage, MetricsPage(assembly.readings(self.stage)), version=config.version)
         gate = api.guarded(app, operator_token=config.operator_token, host=config.host, log=log)
@@ -109,7 +114,7 @@ class Controller:
         """
         try:
             async with TaskGuard(self._log) as guard:
-                guard.eternal("http", self.http.serve())
+                guard.eternal("http", self._serve_http())
                 await self._database.open()
                 work = guard.eternal("work", self._work(guard))
                 await _first(stop, guard.failed)
@@ -118,7 +123,16 @@ class Controller:
             if not stop.is_set():
                 raise _reason(work)
         finally:
+            self.http.close()
             await self._leave()
+
+    async def _serve_http(self) -> None:
+        try:
+            await self.http.serve()
+        finally:
+            self._http_ended.set()
+        if self._is_ending:
+            await asyncio.Event().wait()  # asked to end: stay until the guard cancels, which is no failure
 
     async def _work(self, guard: TaskGuard) -> None:
         """Begin to lead, start everything that needs a leader, and renew the lease for ever."""
@@ -187,10 +201,14 @@ class Controller:
             await _pause(START_RETRY_S)
 
     async def _stop_serving(self) -> None:
+        self._is_ending = True
         if self.stage.is_ready:
             self.stage.parts().fleet.close_all()
         self.http.stop()
         await self._control.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HTTP_END_S):
+                await self._http_ended.wait()
 
     async def _leave(self) -> None:
         try:

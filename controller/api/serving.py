@@ -66,6 +66,10 @@ class HttpServer:
         """Ask `serve` to end; open streams get one second."""
         self._server.should_exit = True
 
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
