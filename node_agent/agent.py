@@ -163,7 +163,7 @@ async def _serve(
     await _first_event(ending, guard.failed)
     if guard.failed.is_set():
         raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
-    await session.leave("the node agent was told to end")
+    await session.leave()
     keeping.cancel()
     log.info("node_agent_ended")
 

@@ -93,15 +93,14 @@ class Session:
         self._leaving = asyncio.Event()
         self._has_left = asyncio.Event()
 
-    async def leave(self, reason: str) -> None:
+    async def leave(self) -> None:
         """Say goodbye and end the stream; returns when it is out, or after 2 s."""
-        self._reason = reason
         self._leaving.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._has_left.wait(), _GOODBYE_DEADLINE_S)
 
     async def run(self) -> None:
-        """Connect, and connect again, until `leave`."""
+        """Connect, and connect again, until `leave`; then wait to be cancelled."""
         attempt = 0
         while not self._leaving.is_set():
             connection = _Connection(self._parts())
@@ -119,6 +118,8 @@ class Session:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._leaving.wait(), max(0.01, wait_s))
         self._has_left.set()
+        # An eternal task: its owner cancels it. Its end by itself would be a failure of the process.
+        await asyncio.Event().wait()
 
     def _parts(self) -> "_Parts":
         return _Parts(
@@ -134,7 +135,7 @@ class Session:
 
     async def _hold(self, connection: "_Connection") -> None:
         async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
-            await connection.hold(node_pb2_grpc.NodeControlStub(channel))
+            await connection.hold(node_pb2_grpc.NodeControlStub(channel))  # type: ignore[no-untyped-call]  # generated
 
 
 def _words(error: BaseException) -> str:
@@ -219,7 +220,7 @@ class _Connection:
 
     async def _next(self, call: Any) -> node_pb2.ControllerMessage:
         message = await call.read()
-        if message is grpc.aio.EOF:
+        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
             raise _Lapsed("the controller ended the stream")
         if message.WhichOneof("body") == "reject":
             reject = message.reject

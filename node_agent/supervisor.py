@@ -36,7 +36,6 @@ class Supervisor:
         self._applied = Applied()
         self._runners: dict[str, Runner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._absent: set[str] = set()
         self._applying = asyncio.Lock()
 
     @property
@@ -57,6 +56,10 @@ class Supervisor:
 
     async def apply(self, desired: node_pb2.Desired) -> bool:
         """Apply `desired` unless a newer or equal one, or a newer leader's, was applied; return whether it was."""
+        # Shielded: the stream may break while a set is applied, and the same generation is never applied again.
+        return await asyncio.shield(self._guard.brief("apply", self._apply(desired)))
+
+    async def _apply(self, desired: node_pb2.Desired) -> bool:
         async with self._applying:
             applied = self._applied
             if desired.leader_epoch < applied.leader_epoch or desired.generation <= applied.generation:
@@ -73,20 +76,18 @@ class Supervisor:
             for want in desired.replicas
             if _REPLICA_ID.match(want.replica_id) and (not want.desired or want.desired in _WORDS)
         }
-        for replica_id in sorted(self._absent - set(wanted)):
-            if self._runners[replica_id].has_stopped.is_set():
-                await self._forget(replica_id)
         for replica_id, want in wanted.items():
-            self._absent.discard(replica_id)
             if replica_id in self._runners:
                 self._runners[replica_id].wish(Desired(want.desired or Desired.RUN))
             else:
                 self._begin(want)
-        for replica_id in set(self._runners) - set(wanted):
-            self._absent.add(replica_id)
-            self._runners[replica_id].wish(Desired.STOP)
+        for replica_id in sorted(set(self._runners) - set(wanted)):
+            # One that runs still is stopped, and reported as stopped until a later set omits it too.
+            if self._runners[replica_id].has_stopped.is_set():
+                await self._forget(replica_id)
+            else:
+                self._runners[replica_id].wish(Desired.STOP)
         for replica_id in await asyncio.to_thread(self._left_behind):
-            self._absent.add(replica_id)
             self._begin(node_pb2.ReplicaWant(replica_id=replica_id, desired=Desired.STOP.value))
         self._around.pulls.apply([_order_of(want) for want in desired.files])
         self.changed.set()
@@ -116,7 +117,6 @@ class Supervisor:
 
     async def _forget(self, replica_id: str) -> None:
         runner, task = self._runners.pop(replica_id), self._tasks.pop(replica_id)
-        self._absent.discard(replica_id)
         task.cancel()
         await asyncio.wait({task})
         await asyncio.to_thread(runner.remove)

@@ -1,0 +1,29 @@
+"""Runs a node agent as a process of its own: `python -m tests.node_agent.run_agent CONFIG.json`."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from core.infra.clock import SystemClock
+from core.infra.entropy import SystemEntropy
+from core.infra.logs import Log
+from node_agent import agent
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    values = json.loads(Path(sys.argv[1]).read_text())
+    first, last = values.pop("engine_ports")
+    config = agent.NodeConfig(
+        **{**values, "data_dir": Path(values["data_dir"]), "shim_dir": Path(values["shim_dir"])},
+        engine_ports=range(first, last),
+        environment=dict(os.environ),
+    )
+    clock = SystemClock()
+    asyncio.run(agent.run(config, clock=clock, entropy=SystemEntropy(), log=Log("node_agent", clock)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The whole node agent as a process, with the fake engine and a small controller."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.infra import processes
+from node_agent import agent, shim_client
+from protos.slice.node.v1 import node_pb2
+from tests.node_agent import controllers, nodes, trees
+from tests.node_agent.controllers import Controller
+from tests.node_agent.nodes import Node
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    node = Node(tmp_path)
+    try:
+        yield node
+    finally:
+        await node.close()
+
+
+@pytest.fixture
+async def controller(node: Node) -> AsyncIterator[Controller]:
+    async with controllers.serving(node.control, Controller()) as controller:
+        yield controller
+
+
+async def test_a_wanted_replica_becomes_ready_and_stops_when_told(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want()))
+    report = await nodes.until_state(controller, "ready")
+    assert (report.incarnation, report.host, report.code) == (1, "127.0.0.1", "")
+    assert report.port in range(*node.config["engine_ports"])
+    assert report.load_s > 0
+    await trees.until(lambda: controller.replica("rep_one").memory_bytes > 1_000_000)
+    await trees.until((node.data_dir / "replicas/rep_one/family.json").exists)
+    await controller.want(nodes.desired(2, nodes.want(desired="drain")))
+    await trees.until(lambda: controller.observed[-1].applied_generation == 2)
+    assert controller.replica("rep_one").state == "ready"
+    await controller.want(nodes.desired(3, nodes.want(desired="stop")))
+    await nodes.until_state(controller, "stopped")
+    assert trees.is_gone(report.pid)
+    assert not list(node.shim_dir.glob("*.sock"))
+    await controller.want(nodes.desired(4))
+    await trees.until(lambda: controller.replica("rep_one") is None)
+    await trees.until(lambda: not (node.data_dir / "replicas/rep_one").exists())
+
+
+async def test_the_hello_says_who_and_what_the_node_is(node: Node, controller: Controller) -> None:
+    await node.start()
+    (hello,) = await trees.until(lambda: controller.hellos)
+    assert hello.node_id.startswith("nod_")
+    assert (hello.node_name, dict(hello.labels), hello.protocol_max) == ("box", {"rack": "a"}, 1)
+    assert [device.device_id for device in hello.inventory.devices] == ["cpu"]
+    assert hello.inventory.devices[0].free_bytes > 0
+    fake = next(engine for engine in hello.inventory.engines if engine.engine == "fake")
+    assert fake.is_usable
+    assert list(fake.installed_versions) == ["1"]
+    await trees.until(lambda: len(controller.beats) >= 3)
+    assert [beat.sequence for beat in controller.beats[:3]] == [1, 2, 3]
+    assert controller.beats[0].disk_free_bytes > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to end"])
+async def test_a_restarted_node_agent_adopts_the_same_engine(
+    node: Node, controller: Controller, number: signal.Signals
+) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want()))
+    first = await nodes.until_state(controller, "ready")
+    # What it was ready with is on disk before the next life may rely on it.
+    await trees.until(lambda: json.loads((node.data_dir / "replicas/rep_one/launch.json").read_text())["load_s"])
+    await node.end(number)
+    assert bool(controller.goodbyes) == (number is signal.SIGTERM)
+    assert processes.mark(first.pid) is not None
+    controller.desired = None  # the controller has nothing to say yet: no reason to end anything
+    await node.start()
+    await trees.until(lambda: len(controller.hellos) == 2)
+    again = await nodes.until_state(controller, "ready")
+    assert (again.pid, again.port, again.incarnation) == (first.pid, first.port, first.incarnation)
+    assert controller.hellos[1].node_id == controller.hellos[0].node_id
+    assert controller.hellos[1].agent_run_id != controller.hellos[0].agent_run_id
+    assert controller.observed[-1].applied_generation == 1
+
+
+async def test_an_engine_that_died_while_nobody_watched_is_started_again(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want()))
+    first = await nodes.until_state(controller, "ready")
+    await node.end(signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
+    await node.start()
+    await trees.until(lambda: len(controller.hellos) == 2)
+    again = await trees.until(
+        lambda: (r := controller.replica("rep_one")).state == "ready" and r.incarnation == 2 and r
+    )
+    assert again.pid != first.pid
+
+
+async def test_the_last_desired_set_starts_without_a_controller(node: Node, tmp_path: Path) -> None:
+    async with controllers.serving(node.control, Controller()) as first:
+        await node.start()
+        await trees.until(lambda: first.hellos)
+        await first.want(nodes.desired(1, nodes.want()))
+        await nodes.until_state(first, "ready")
+    await node.end()
+    await agent.stop_all_engines(node.data_dir, node.shim_dir, 1.0)  # as a reboot of the host would
+    await node.start()
+    record = node.data_dir / "replicas/rep_one"
+    await trees.until(lambda: (r := shim_client.read_record(record)) and r.status.incarnation == 2 and r)
+    assert stat.S_IMODE((node.data_dir / "applied.json").stat().st_mode) == 0o600
+
+
+async def test_a_dying_engine_is_reported_with_its_last_words(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want(exit_at_start=3)))
+    report = await nodes.until_state(controller, "backoff")
+    assert (report.code, report.exit_code) == ("engine.died_at_start", 3)
+    assert "ended with code 3" in report.message
+    assert 0 < report.retry_in_s <= 2
+    await trees.until(lambda: controller.replica("rep_one").incarnation >= 2)
+    await controller.want(nodes.desired(2, nodes.want(exit_at_start=3, desired="stop")))
+    await nodes.until_state(controller, "stopped")
+
+
+async def test_a_shim_killed_hard_takes_its_engine_and_a_new_one_comes(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want(fork_tree=2)))
+    first = await nodes.until_state(controller, "ready")
+    record = shim_client.read_record(node.data_dir / "replicas/rep_one")
+    tree = processes.family(frozenset({record.status.shim.pid}))
+    assert len(tree) >= 4
+    os.kill(record.status.shim.pid, signal.SIGKILL)
+    again = await trees.until(
+        lambda: (r := controller.replica("rep_one")).incarnation == 2 and r.state == "ready" and r
+    )
+    assert again.pid != first.pid
+    assert not [member for member in tree if processes.is_alive(member)]
+
+
+async def test_a_lower_generation_and_an_older_leader_change_nothing(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(5, nodes.want()))
+    first = await nodes.until_state(controller, "ready")
+    await controller.tell(desired=nodes.desired(4))
+    await controller.tell(desired=nodes.desired(5))
+    await controller.tell(desired=node_pb2.Desired(leader_epoch=0, generation=9))
+    beats = len(controller.beats)
+    await trees.until(lambda: len(controller.beats) > beats + 2)
+    report = controller.replica("rep_one")
+    assert (report.state, report.pid, controller.observed[-1].applied_generation) == ("ready", first.pid, 5)
+
+
+async def test_a_deaf_controller_is_left_and_dialled_again(node: Node, controller: Controller) -> None:
+    controller.acks = False
+    await node.start()
+    await trees.until(lambda: len(controller.hellos) >= 2, 15.0)
+    assert controller.ended_sessions >= 1
+
+
+async def test_engines_serve_on_while_the_controller_is_away(node: Node) -> None:
+    async with controllers.serving(node.control, Controller()) as first:
+        await node.start()
+        await trees.until(lambda: first.hellos)
+        await first.want(nodes.desired(1, nodes.want()))
+        report = await nodes.until_state(first, "ready")
+    async with controllers.serving(node.control, Controller()) as second:
+        await trees.until(lambda: second.hellos, 20.0)
+        again = second.replica("rep_one")
+        assert (again.state, again.pid) == ("ready", report.pid)
+
+
+async def test_a_rejected_node_comes_back_when_it_may(node: Node, controller: Controller) -> None:
+    controller.reject = node_pb2.Reject(code="controller.not_ready", message="starting", retry_after_ms=300)
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    controller.reject = None
+    await trees.until(lambda: controller.beats, 15.0)
+
+
+async def test_logs_are_sent_and_followed_until_cancelled(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want()))
+    await nodes.until_state(controller, "ready")
+    log = node.data_dir / "replicas/rep_one/engine.log"
+    with log.open("a") as stream:
+        stream.write("one\ntwo\nthree\n")
+    ask = node_pb2.LogRequest(request_id="q1", replica_id="rep_one", tail_lines=2, follow=True)
+    await controller.tell(log_request=ask)
+
+    def heard() -> bytes:
+        return b"".join(chunk.text for chunk in controller.log_chunks if chunk.request_id == "q1")
+
+    await trees.until(lambda: heard() == b"two\nthree\n")
+    with log.open("a") as stream:
+        stream.write("four\n")
+    await trees.until(lambda: heard() == b"two\nthree\nfour\n")
+    await controller.tell(log_request=node_pb2.LogRequest(request_id="q1", cancel=True))
+    await trees.until(lambda: controller.log_chunks[-1].is_last)
+    await controller.tell(log_request=node_pb2.LogRequest(request_id="q2", replica_id="rep_none", tail_lines=2))
+    await trees.until(lambda: controller.log_chunks[-1].code == "replica.logs_unavailable")
+
+
+async def test_a_second_node_agent_on_the_same_data_is_refused(
+    node: Node, controller: Controller, tmp_path: Path
+) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    second = Node(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    try:
+        await second.start(data_dir=str(node.data_dir))
+        assert second.process is not None
+        async with asyncio.timeout(15):
+            assert await second.process.wait() != 0
+        assert "another node agent" in second.log.read_text()
+    finally:
+        await second.close()
+
+
+async def test_the_daemon_is_small(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: len(controller.beats) > 2)
+    assert node.process is not None
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    rss_kb = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+    assert rss_kb < 70 * 1024
