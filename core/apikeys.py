@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from core.ids import KeyId
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_KEY = re.compile(r"^slice_([0-9a-z]{12})_([0-9A-Za-z]{43})_([0-9A-Za-z]{6})$")
+_KEY = re.compile(r"^slice_([0-9a-z]{12})_([0-9A-Za-z]{43})_([0-9A-Za-z]{6})\Z")
 ENTROPY_BYTES = 40
 """Bytes that `render_key` wants: 8 for the kid and 32 for the secret."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from core.errors import Failure
 
-NAME_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$")
+NAME_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?\Z")
 """Model, deployment, node and key names: DNS-label-like, with dots as in `llama3.2`, 1 to 63 characters."""
 
 

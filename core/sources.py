@@ -12,10 +12,10 @@ from core.errors import Failure
 from core.ids import Sha256
 
 _PYPI = re.compile(
-    r"^pypi:(?P<dist>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<path>[^#]+)(?:#(?P<digests>.+))?$"
+    r"^pypi:(?P<dist>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<path>[^#]+)(?:#(?P<digests>.+))?\Z"
 )
-_FILE = re.compile(r"^file:(?P<path>/[^#]*)(?:#(?P<digests>.+))?$")
-_HEX = re.compile(r"^[0-9a-f]{64}$")
+_FILE = re.compile(r"^file:(?P<path>/[^#]*)(?:#(?P<digests>.+))?\Z")
+_HEX = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class SourceKind(StrEnum):

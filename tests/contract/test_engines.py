@@ -5,6 +5,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adapters.contract import Endpoint
@@ -129,9 +130,9 @@ def test_the_key_is_not_on_the_command_line_nor_in_the_environment(engine):
 
 
 def test_it_listens_on_loopback_only(engine):
-    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
-    own = [line.split()[3] for line in listening.splitlines() if f"pid={engine.process.pid}," in line]
-    assert own == [f"127.0.0.1:{engine.port}"]
+    sockets = psutil.Process(engine.process.pid).net_connections(kind="inet")
+    own = [tuple(one.laddr) for one in sockets if one.status == psutil.CONN_LISTEN]
+    assert own == [("127.0.0.1", engine.port)]
 
 
 @pytest.mark.parametrize("name", ["fake", "llamacpp"])
