@@ -19,9 +19,24 @@ _LARGEST_ERROR_BYTES = 65536
 
 _BY_OPENAI_CODE: Mapping[str, str] = {
     "invalid_api_key": "auth.invalid",
+    "key_revoked": "auth.key_revoked",
+    "key_expired": "auth.key_expired",
+    "invalid_value": "request.invalid_field",
+    "request_too_large": "request.body_too_large",
     "model_not_found": "registry.model_not_found",
-    "context_length_exceeded": "request.out_of_range",
+    "context_length_exceeded": "door.context_length_exceeded",
+    "endpoint_unsupported": "door.endpoint_unsupported",
+    "invalid_request": "door.engine_refused",
+    "model_not_ready": "door.model_not_ready",
+    "no_routes": "door.no_routes",
+    "engine_busy": "door.engine_busy",
+    "engine_unreachable": "door.engine_unreachable",
+    "engine_failed": "door.engine_failed",
+    "engine_timeout": "door.engine_timeout",
+    "internal_error": "internal.unexpected",
 }
+"""The codes of our front door's error objects, and OpenAI's own."""
+
 _BY_STATUS: Mapping[int, str] = {
     400: "request.invalid_field",
     401: "auth.invalid",

@@ -20,6 +20,7 @@ from core.errors import Failure, Kind
 
 _PAGE = 1000
 _RECONNECT_S = 1.0
+_STOOD_S = 10.0  # a stream that breaks after this long had been open: connecting fails within 5 s
 
 
 def events(
@@ -61,19 +62,20 @@ def _followed(client: AdminClient, invocation: Invocation, after: int) -> Iterat
     """
     clock = invocation.clock
     pause = threading.Event()  # nobody sets it: its wait is a timer that Ctrl-C interrupts
-    last_word = clock.monotonic()
-    is_told = False
+    away_since: float | None = None
     while True:
+        begun = clock.monotonic()
         try:
             for event in client.records("events", after=after, limit=_PAGE, follow=True):
-                after, last_word, is_told = int(event["seq"]), clock.monotonic(), False
+                after, away_since = int(event["seq"]), None
                 yield event
         except Failure as failure:
-            if failure.kind is not Kind.UNAVAILABLE or clock.monotonic() - last_word > OUTAGE_S:
-                raise
-            if not is_told:
+            now = clock.monotonic()
+            if away_since is None or now - begun > _STOOD_S:  # it answered, however long it had nothing to say
+                away_since = now
                 invocation.terminal.note(f"{failure.message}; trying again")
-                is_told = True
+            if failure.kind is not Kind.UNAVAILABLE or now - away_since > OUTAGE_S:
+                raise
         pause.wait(_RECONNECT_S)
 
 

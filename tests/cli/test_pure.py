@@ -20,8 +20,9 @@ from cli.readiness import sentence
 from cli.tables import Column, View, plain, table
 from cli.terminal import of_process
 from cli.views import KEYS, REPLICAS
-from core.errors import Failure, Kind
+from core.errors import CODES, Failure, Kind
 from core.infra.clock import SystemClock
+from gateway.openai.errors import TABLE as DOOR_TABLE
 from tests.cli import things
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -248,3 +249,12 @@ def test_timings_count_tokens_from_the_first_on() -> None:
 def test_a_deployment_without_a_reason_says_its_state() -> None:
     assert sentence(things.starting("")) == "smollm2 is starting"
     assert sentence(things.starting("box fetches")) == "smollm2: box fetches"
+
+
+def test_every_error_of_the_front_door_keeps_its_kind() -> None:
+    unseen = {"request.method_not_allowed", "request.body_timeout"}  # a chat request of ours never meets them
+    for code, (status, _, openai_code) in DOOR_TABLE.items():
+        if code not in unseen:
+            assert failure_of({"message": "m", "code": openai_code}, status).kind is CODES[code][0], code
+    assert failure_of({"message": "m", "code": "key_revoked"}, 401).code == "auth.key_revoked"
+    assert failure_of({"message": "m", "code": "engine_busy"}, 503).code == "door.engine_busy"

@@ -252,7 +252,7 @@ def test_a_failure_in_a_conversation_does_not_end_it(ready: PlayedCluster, slice
     terminal = slice_.on_terminal("run", "smollm2")
     terminal.until(">>> ")
     terminal.type("hi\n")
-    terminal.until("error[request.out_of_range]: too long")
+    terminal.until("error[door.context_length_exceeded]: too long")
     terminal.type("again\n")
     terminal.until("Hello")
     terminal.type("/bye\n")
