@@ -123,11 +123,13 @@ class Dialect:
     """How the engine's HTTP differs from OpenAI's, as data that the front door's code reads.
 
     `overflow_types` are error `type` values that mean the prompt does not fit: they become
-    `context_length_exceeded`. `paths` maps an endpoint to the engine's own path.
+    `context_length_exceeded`; so do errors whose message holds one of `overflow_phrases`, for engines that say it under
+    a type of many meanings. `paths` maps an endpoint to the engine's own path.
     """
 
     paths: Mapping[Endpoint, str]
     overflow_types: frozenset[str] = frozenset()
+    overflow_phrases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,11 +146,9 @@ class _Planning:
         return node is not None and node.state is NodeState.READY and replica.state in OCCUPYING
 
     def _wake_at(self) -> datetime | None:
-        instants = [grace_ends_at(node, self._snapshot.now) for node in self._nodes if self._holds_replicas(node)]
+        used = {replica.node_id for replica in self._snapshot.replicas}
+        instants = [grace_ends_at(node, self._snapshot.now) for node in self._nodes if node.node_id in used]
         return min((instant for instant in instants if instant is not None), default=None)
-
-    def _holds_replicas(self, node: NodeView) -> bool:
-        return any(replica.node_id == node.node_id for replica in self._snapshot.replicas)
 
     def _notes(self) -> tuple[str, ...]:
         if not self._is_braked or not self._braked:

@@ -27,23 +27,41 @@ class Ranked:
     reason: str
 
 
-def ranked(candidate: Candidate, deployment: DeploymentView, neighbours: int, fewest: int) -> Ranked:
-    """Return the score of `candidate`; `neighbours` are the deployment's replicas on that node already.
+def score(candidate: Candidate, deployment: DeploymentView, *, is_emptiest: bool) -> float:
+    """Return the points of `candidate`, 0 to 100.
 
-    `fewest` are the neighbours of the emptiest candidate of the same sort (GPU or CPU): those alone earn the spread.
+    `is_emptiest` says that no candidate of the same sort (GPU or CPU) has fewer of the deployment's replicas around it:
+    those alone earn the spread.
     """
-    node, device = candidate.node, candidate.device
-    has_files = node.file_digests.issuperset(deployment.file_digests)
-    is_gpu = _is_gpu(candidate)
-    left_share = candidate.left_bytes / device.total_bytes if device.total_bytes > 0 else 1.0
-    score = FIT_POINTS * (1.0 - min(1.0, left_share))
-    score += SPREAD_POINTS if neighbours <= fewest else 0.0
-    score += (FILES_POINTS if has_files else 0.0) + (GPU_POINTS if is_gpu else 0.0)
-    marks = ["a GPU" if is_gpu else "the CPU"]
-    marks.append("no replica of it yet" if neighbours == 0 else f"{neighbours} of its replicas already")
-    marks.append("the files at hand" if has_files else "the files to fetch")
+    total = candidate.device.total_bytes
+    left_share = candidate.left_bytes / total if total > 0 else 1.0
+    points = FIT_POINTS * (1.0 - min(1.0, left_share))
+    points += SPREAD_POINTS if is_emptiest else 0.0
+    points += FILES_POINTS if _has_files(candidate, deployment) else 0.0
+    return round(points + (GPU_POINTS if _is_gpu(candidate) else 0.0), 6)
+
+
+def best(candidates: Sequence[Candidate], deployment: DeploymentView, neighbours: Mapping[NodeId, int]) -> Ranked:
+    """Return the best of `candidates` (not empty); equal scores go to the lowest node id, then device id.
+
+    `neighbours` are the deployment's replicas on each node already.
+    """
+    fewest: dict[bool, int] = {}
+    for candidate in candidates:
+        sort, count = _is_gpu(candidate), neighbours.get(candidate.node.node_id, 0)
+        fewest[sort] = min(count, fewest.get(sort, count))
+
+    def key(candidate: Candidate) -> tuple[float, str, str]:
+        is_emptiest = neighbours.get(candidate.node.node_id, 0) <= fewest[_is_gpu(candidate)]
+        points = score(candidate, deployment, is_emptiest=is_emptiest)
+        return -points, candidate.node.node_id, candidate.device.device_id
+
+    chosen = min(candidates, key=key)
+    points = -key(chosen)[0]
     return Ranked(
-        candidate=candidate, score=score, reason=f"node {node.name} scores {score:.0f} of 100: {', '.join(marks)}"
+        candidate=chosen,
+        score=points,
+        reason=_reason(chosen, points, deployment, neighbours.get(chosen.node.node_id, 0)),
     )
 
 
@@ -51,19 +69,14 @@ def _is_gpu(candidate: Candidate) -> bool:
     return candidate.device.kind is not DeviceKind.CPU
 
 
-def best(candidates: Sequence[Candidate], deployment: DeploymentView, neighbours: Mapping[NodeId, int]) -> Ranked:
-    """Return the best of `candidates` (not empty); equal scores go to the lowest node id, then device id."""
-    around = [(candidate, neighbours.get(candidate.node.node_id, 0)) for candidate in candidates]
-    fewest: dict[bool, int] = {}
-    for candidate, count in around:
-        sort = _is_gpu(candidate)
-        fewest[sort] = min(count, fewest.get(sort, count))
-    scored = [ranked(candidate, deployment, count, fewest[_is_gpu(candidate)]) for candidate, count in around]
-    return min(
-        scored,
-        key=lambda one: (
-            -round(one.score, 6),
-            one.candidate.node.node_id,
-            one.candidate.device.device_id,
-        ),
-    )
+def _has_files(candidate: Candidate, deployment: DeploymentView) -> bool:
+    return candidate.node.file_digests.issuperset(deployment.file_digests)
+
+
+def _reason(candidate: Candidate, points: float, deployment: DeploymentView, neighbours: int) -> str:
+    marks = [
+        "a GPU" if _is_gpu(candidate) else "the CPU",
+        "no replica of it yet" if neighbours == 0 else f"{neighbours} of its replicas already",
+        "the files at hand" if _has_files(candidate, deployment) else "the files to fetch",
+    ]
+    return f"node {candidate.node.name} scores {points:.0f} of 100: {', '.join(marks)}"

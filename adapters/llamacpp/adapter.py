@@ -126,7 +126,10 @@ class LlamaCpp:
 
     @property
     def dialect(self) -> Dialect:
-        """OpenAI's paths; a prompt that does not fit is 400 `exceed_context_size_error` (tools/server of llama.cpp)."""
+        """OpenAI's paths; a prompt that does not fit is 400 `exceed_context_size_error` (tools/server of llama.cpp).
+
+        An embedding's input above one batch but within the context is a 500 `server_error`, known by its words only.
+        """
         return Dialect(
             paths={
                 Endpoint.CHAT: "/v1/chat/completions",
@@ -134,6 +137,7 @@ class LlamaCpp:
                 Endpoint.EMBEDDINGS: "/v1/embeddings",
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
+            overflow_phrases=("is too large to process",),
         )
 
     @property

@@ -11,6 +11,7 @@ import pytest
 from adapters.contract import Endpoint
 from tests.contract.conftest import CONTEXT
 from tests.contract.engines import KEY, SERVED_NAME, RunningEngine
+from tests.ggufs import write_random_llama
 from tests.waiting import until
 
 CHAT = {"messages": [{"role": "user", "content": "one two three"}], "temperature": 0}
@@ -103,6 +104,16 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_a_declared_type(engine):
     assert reply.json()["error"]["type"] in engine.adapter.dialect.overflow_types
 
 
+def test_an_embedding_that_does_not_fit_is_known_by_its_type_or_its_words(tmp_path, random_model):
+    with RunningEngine("llamacpp", directory=tmp_path, model=random_model, settings={"batch": 64}) as running:
+        running.wait_until_ready()
+        dialect = running.adapter.dialect
+        for length in (100, 10_000):
+            error = running.ask(path(running, Endpoint.EMBEDDINGS), {"input": "x" * length}).json()["error"]
+            is_known_by_words = any(phrase in error["message"] for phrase in dialect.overflow_phrases)
+            assert error["type"] in dialect.overflow_types or is_known_by_words
+
+
 def test_generation_stops_at_the_end_of_the_context(engine):
     reply = engine.ask(path(engine, Endpoint.CHAT), {**CHAT, "max_tokens": CONTEXT * 3})
     assert reply.status == 200
@@ -146,6 +157,14 @@ def test_sigterm_ends_it_within_its_grace_even_while_it_generates(name, tmp_path
             ended = running.terminate(running.adapter.health.stop_grace_s)
             assert [stream.result() for stream in streams] == [None] * 3
         assert ended == 0
+
+
+def test_sigterm_ends_llamacpp_at_once_while_it_loads(tmp_path):
+    big = write_random_llama(tmp_path / "big.gguf", seed=1, layers=6, embedding=512, vocabulary=20_000)
+    with RunningEngine("llamacpp", directory=tmp_path, model=big) as running:
+        until(lambda: "loading model" in running.log.read_text(), what="the load's beginning")
+        running.terminate(1.0)
+        assert "slice: serving" not in running.log.read_text()
 
 
 @pytest.mark.parametrize("name", ["fake", "llamacpp"])

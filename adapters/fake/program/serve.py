@@ -291,6 +291,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 512
     allow_reuse_address = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that go away; a fault of our own is one line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            print(f"fake: {error!r}", file=sys.stderr, flush=True)
+
 
 def spawn_child(name: str, listener: socket.socket, *, is_holding: bool) -> None:
     """Fork a child in a session of its own under another name; it keeps the listening socket when `is_holding`."""

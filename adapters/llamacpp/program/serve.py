@@ -1,8 +1,8 @@
 """Starts llama.cpp's server in this process from a JSON file, and ends on SIGTERM.
 
 Run by path in the engine's environment: `python -I serve.py FILE`. Uses the standard library and `xllamacpp` only.
-Exits 0 after SIGTERM, 2 when the file is unusable, 3 when the model cannot be loaded, 4 when the port is not ours; the
-reason stands in the last line on stderr.
+Exits 0 after SIGTERM (while loading it ends by the signal itself), 2 when the file is unusable, 3 when the model cannot
+be loaded, 4 when the port is not ours; the reason stands in the last line on stderr.
 """
 
 import json
@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 
 import xllamacpp
@@ -72,15 +71,22 @@ def _port_fault(host: str, port: int) -> str:
     return ""
 
 
+def _end_signals() -> int:
+    """Return a descriptor that becomes readable on SIGTERM and SIGINT, whichever thread the kernel gives them to.
+
+    Until this call both have their default action: loading holds the interpreter's lock for as long as it takes, so a
+    handler in Python would answer only afterwards.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return readable
+
+
 def main() -> None:
-    # Signals are masked before llama.cpp starts its threads, which inherit the mask; one thread waits for them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-
-    def end_on_signal() -> None:
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        os._exit(0)  # nothing here is worth a slow goodbye: streams were drained before
-
-    threading.Thread(target=end_on_signal, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         wanted = json.loads(Path(sys.argv[1]).read_text())
         parameters = _parameters(wanted)
@@ -95,8 +101,10 @@ def main() -> None:
     expected = f"http://{wanted['host']}:{wanted['port']}"
     if server.listening_address != expected:
         _fail(4, f"llama.cpp listens on {server.listening_address or 'nothing'} instead of {expected}")
+    asked_to_end = _end_signals()
     print(f"slice: serving {wanted['served_name']} on {expected}", flush=True)
-    threading.Event().wait()
+    os.read(asked_to_end, 1)
+    os._exit(0)  # nothing here is worth a slow goodbye: streams were drained before
 
 
 if __name__ == "__main__":
