@@ -45,9 +45,9 @@ def is_listener_ours(port: int, members: list[ProcessMark]) -> bool:
         return True  # it closed meanwhile, or listens on IPv6: the next probe tells
     for member in members:
         try:
-            for entry in os.scandir(f"/proc/{member.pid}/fd"):
-                if os.readlink(entry.path) in inodes:
-                    return True
+            folder = f"/proc/{member.pid}/fd"
+            if any(os.readlink(f"{folder}/{name}") in inodes for name in os.listdir(folder)):
+                return True
         except PermissionError:
             return True
         except OSError:

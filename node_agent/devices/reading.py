@@ -39,16 +39,22 @@ def sources_of(setting: str) -> tuple[DeviceSource, ...]:
     )
 
 
-class _Lane:
+class Lane:
     """One source and the thread that reads it; while a call hangs, no further one is begun."""
 
-    def __init__(self, source: DeviceSource) -> None:
+    def __init__(self, source: DeviceSource, deadline_s: float = _DEADLINE_S) -> None:
         self.source = source
+        self._deadline_s = deadline_s
         self._pending: asyncio.Future[object] | None = None
 
     async def call(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, from a thread of its own.
+
+        Raises:
+            TimeoutError: it, or a call before it, has not returned within the deadline. Whatever `work` raises.
+        """
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(_DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
             while self._pending is not None and not self._pending.done():
                 await asyncio.wait({self._pending})
         answer: asyncio.Future[T] = loop.create_future()
@@ -70,7 +76,7 @@ class _Lane:
 
         # A daemon thread: one that hangs in a driver must not keep the process from ending.
         threading.Thread(target=body, name="devices", daemon=True).start()
-        async with asyncio.timeout(_DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
             return await asyncio.shield(answer)
 
 
@@ -78,7 +84,7 @@ class Devices:
     """The node's devices; a source that fails or hangs is left out of an answer and logged once per change."""
 
     def __init__(self, sources: Sequence[DeviceSource], log: Log) -> None:
-        self._lanes = [_Lane(source) for source in sources]
+        self._lanes = [Lane(source) for source in sources]
         self._log = log
         self._broken: set[str] = set()
 
@@ -97,7 +103,7 @@ class Devices:
                 continue
         return total
 
-    async def _read(self, lane: _Lane) -> tuple[DeviceReading, ...]:
+    async def _read(self, lane: Lane) -> tuple[DeviceReading, ...]:
         name = type(lane.source).__name__
         try:
             readings = await lane.call(lane.source.read)
