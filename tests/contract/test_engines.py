@@ -1,5 +1,6 @@
 """What every engine must do as its adapter declares it; the same suite for the fake and the real one."""
 
+import http.client
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,37 @@ def test_a_chat_stream_ends_with_a_finish_reason_usage_and_done(engine):
 def test_a_stream_without_the_option_tells_no_usage(engine):
     reply = engine.ask(path(engine, Endpoint.CHAT), {**CHAT, "max_tokens": 2, "stream": True})
     assert not any(json.loads(event).get("usage") for event in reply.events()[:-1])
+
+
+def test_more_requests_at_once_than_slots_are_all_answered(engine):
+    asked = {**CHAT, "max_tokens": 20}
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: engine.ask(path(engine, Endpoint.CHAT), asked), range(12)))
+    assert [reply.status for reply in replies] == [200] * 12
+    assert {reply.json()["usage"]["completion_tokens"] for reply in replies} == {20}
+
+
+def test_many_idle_connections_do_not_delay_a_health_probe(engine):
+    idle = [http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10) for _ in range(24)]
+    try:
+        for connection in idle:
+            connection.request("GET", engine.adapter.health.path)
+            connection.getresponse().read()
+        probe = engine.request("GET", engine.adapter.health.path, key="", timeout_s=2.0)
+        assert probe.status == engine.adapter.health.ready_status
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_a_client_that_goes_away_leaves_the_engine_serving(engine):
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    body = json.dumps({"model": SERVED_NAME, **CHAT, "stream": True, "max_tokens": 400})
+    connection.request("POST", path(engine, Endpoint.CHAT), body, headers)
+    connection.getresponse().read(1)
+    connection.close()
+    assert engine.ask(path(engine, Endpoint.CHAT), {**CHAT, "max_tokens": 2}).status == 200
 
 
 def test_completions_continue_a_prompt(engine):

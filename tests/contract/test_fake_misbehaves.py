@@ -119,7 +119,7 @@ def test_it_ends_at_once_with_a_code_and_a_reason(start):
 
 
 def test_it_is_unhealthy_while_it_starts(start):
-    engine = start({"start_delay_s": 0.3})
+    engine = start({"start_delay_s": 1.0})
     until(lambda: engine.health_status() == 503, 5, "503")
     until(lambda: engine.health_status() == 200, 5, "200")
 
