@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -72,7 +72,8 @@ class SupervisorLock:
 class Supervisor:
     """Keeps parts alive until it is told to stop or one of them says that it never can be.
 
-    `first_use` runs once when all parts are ready, before the cluster is announced; `teardown` ends every part.
+    `first_use` runs once when the parts named in `first_use_needs` are ready, and the cluster is announced when it has
+    ended and all parts are ready; `teardown` ends every part.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Supervisor:
         *,
         parts: Sequence[Part],
         first_use: Callable[[], Awaitable[None]],
+        first_use_needs: frozenset[str],
         teardown: Callable[[], Awaitable[None]],
         journal: Journal,
         clock: Clock,
@@ -87,6 +89,7 @@ class Supervisor:
     ) -> None:
         self._parts = parts
         self._first_use = first_use
+        self._first_use_needs = first_use_needs
         self._teardown = teardown
         self._journal = journal
         self._clock = clock
@@ -104,11 +107,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with TaskGuard(self._log) as guard:
-            readiness = []
+            readiness = {part.name: asyncio.Event() for part in self._parts}
             for part in self._parts:
-                is_ready = asyncio.Event()
-                readiness.append(is_ready)
-                guard.brief(f"keep-{part.name}", self._keep(part, is_ready))
+                guard.brief(f"keep-{part.name}", self._keep(part, readiness[part.name]))
             guard.brief("announce", self._announce(readiness))
             await self._stopping.wait()
         self._log.info("supervisor_stops", failure=str(self._failure or ""))
@@ -123,16 +124,23 @@ class Supervisor:
         self._failure = self._failure or failure
         self._stopping.set()
 
-    async def _announce(self, readiness: Sequence[asyncio.Event]) -> None:
-        """Wait for all parts, bring the starter model up, and tell whoever waits for `slice up`."""
-        for is_ready in readiness:
-            await is_ready.wait()
+    async def _announce(self, readiness: Mapping[str, asyncio.Event]) -> None:
+        """Bring the starter model up, wait for all parts, and tell whoever waits for `slice up`."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._use_first(readiness))
+            for is_ready in readiness.values():
+                group.create_task(is_ready.wait())
+        self._journal.write(Mark.READY, "cluster", "ready")
+
+    async def _use_first(self, readiness: Mapping[str, asyncio.Event]) -> None:
+        """Do the first use as soon as the parts it needs are ready: beside the front door's start, not after it."""
+        for name in self._first_use_needs:
+            await readiness[name].wait()
         try:
             await self._first_use()
         except Failure as failure:
             # The cluster itself is up: an operator can act on it, so this is no reason to end it.
             self._journal.write(Mark.FAILED, "starter", str(failure), failure.as_json())
-        self._journal.write(Mark.READY, "cluster", "ready")
 
     async def _keep(self, part: Part, is_ready: asyncio.Event) -> None:
         delay_s = _BACKOFF_FIRST_S

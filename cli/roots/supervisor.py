@@ -33,6 +33,7 @@ async def supervise(block: ClusterBlock) -> Failure | None:
         supervisor = Supervisor(
             parts=parts,
             first_use=lambda: starter.ensure(block, wanted, journal),
+            first_use_needs=frozenset({"controller", "node_agent"}),
             teardown=lambda: teardown.teardown(block),
             journal=journal,
             clock=clock,

@@ -13,7 +13,7 @@ from cli.cluster.parts import ProcessPart, recorded, stop_process, wait_gone
 from cli.cluster.postgres import Binaries, EmbeddedPostgres
 from core.errors import Failure
 from core.infra.cluster import ClusterBlock
-from core.infra.processes import ProcessMark, send_signal
+from core.infra.processes import ProcessMark, family, send_signal
 from core.infra.settings import process_environment
 from tests.waiting import until_async
 
@@ -83,8 +83,13 @@ async def test_committed_rows_survive_kill_9_of_the_server(block: ClusterBlock) 
             connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
         process = recorded(block.parts_dir, "postgres")
         assert process is not None
+        backends = family(frozenset({process.pid}))
         assert send_signal(process, signal.SIGKILL)
         await part.ended()
+        # Its children notice within moments; until then a new server refuses to share their memory, and the
+        # supervisor simply tries again.
+        for backend in backends:
+            assert await wait_gone(backend, 10.0)
     async with running(block, server):
         with psycopg.connect(server.url) as connection:
             assert connection.execute("SELECT number FROM kept").fetchone() == (7,)

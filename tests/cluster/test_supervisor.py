@@ -33,6 +33,7 @@ class Harness:
         self.supervisor = Supervisor(
             parts=parts,
             first_use=self._first_use,
+            first_use_needs=frozenset({"one"}),
             teardown=self._teardown,
             journal=Journal(self.journal_file, clock),
             clock=clock,

@@ -11,7 +11,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from core.infra import cluster
 from core.infra.cluster import PORTS_PER_CLUSTER, ClusterBlock
 from tests.waiting import until
 
-SLICE = [sys.executable, "-m", "cli.main"]
+SLICE = [sys.executable, "-m", "cli"]
 
 
 def free_port_pair() -> int:
@@ -44,6 +44,7 @@ class Running:
 
     data_dir: Path
     port: int
+    clients: list[OpenAI] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         """The environment of every command: this cluster, and no terminal tricks."""
@@ -91,11 +92,13 @@ class Running:
         return found
 
     def client(self, **options: Any) -> OpenAI:
-        """An official OpenAI client on the front door."""
+        """An official OpenAI client on the front door, closed with the cluster."""
         key = self.block.secret_file("api_key").read_text().strip()
-        return OpenAI(
+        made = OpenAI(
             **{"base_url": self.block.openai_base_url, "api_key": key, "max_retries": 0, "timeout": 60.0, **options}
         )
+        self.clients.append(made)
+        return made
 
     def json(self, *arguments: str) -> Any:
         """Run a command with `-o json` and return what it printed."""
@@ -169,6 +172,8 @@ def a_cluster() -> Iterator[Running]:
     try:
         yield running
     finally:
+        for client in running.clients:
+            client.close()
         try:
             if running.data_dir.exists():
                 running.slice("down", check=False)

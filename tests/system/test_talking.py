@@ -110,7 +110,7 @@ def raw(running: Running, body: bytes, path: str = "/chat/completions") -> tuple
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b'{"model": "smollm2", "messages": [', 400, "not valid JSON"),
+        (b'{"model": "smollm2", "messages": [', 400, "invalid_json"),
         (b'{"messages": []}', 400, "model"),
         (b'{"model": "smollm2", "messages": []}', 400, "messages"),
         (b'{"model": "smollm2", "messages": [{"role":"user","content":"x"}], "n": 100000}', 400, "n"),
@@ -128,10 +128,12 @@ def test_bad_input_gets_a_clear_error_in_openai_shape(running: Running, body: by
     assert words in str(error).lower()
 
 
-def test_embeddings_of_an_engine_without_them_are_refused_clearly(running: Running) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        running.client().embeddings.create(model="smollm2", input="x")
-    assert "embeddings" in refused.value.message
+def test_the_official_client_gets_embeddings_in_both_encodings(running: Running) -> None:
+    client = running.client()
+    floats = client.embeddings.create(model="smollm2", input="sea", encoding_format="float").data[0].embedding
+    packed = client.embeddings.create(model="smollm2", input="sea").data[0].embedding
+    assert len(floats) == 576
+    assert packed == pytest.approx(floats, abs=1e-5)
 
 
 def test_run_streams_an_answer_on_the_command_line(running: Running) -> None:
