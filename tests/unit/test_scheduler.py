@@ -245,6 +245,11 @@ def test_scale_down_stops_those_not_ready_first_then_the_youngest():
     assert stopped(plan(picture(node("a"), deployment(replicas=1), *replicas))) == ["hopeless", "starting", "young"]
 
 
+def test_scale_down_stops_a_hopeless_replica_before_one_that_may_become_ready():
+    replicas = [replica("hopeless", "a", S.CRASH_LOOP, age_s=99), replica("starting", "a", S.STARTING, age_s=1)]
+    assert stopped(plan(picture(node("a"), deployment(), *replicas))) == ["hopeless"]
+
+
 @pytest.mark.parametrize("want", [{"is_deleting": True}, {"replicas": 0}], ids=["deleting", "zero"])
 def test_nothing_wanted_stops_all_even_on_silent_nodes(want):
     nodes = [node("a"), node("b", state=NodeState.LOST)]
