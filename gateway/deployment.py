@@ -61,7 +61,7 @@ class ServeDoor:
 
 
 def close_inner_port(directory: Path) -> None:
-    """Put the replica's inner gRPC server on a 0600 unix socket instead of a TCP port on all interfaces.
+    """Put the replica's inner gRPC server on a unix socket in a 0700 directory instead of a TCP port on all interfaces.
 
     Serve 2.60 opens `[::]:0` without credentials in every replica and unpickles what arrives there
     (ray/serve/_private/replica.py, `_on_initialized`): code execution for anybody who reaches the port. Our door calls
@@ -70,7 +70,7 @@ def close_inner_port(directory: Path) -> None:
 
     def on_socket(server: grpc.aio.Server, _: str) -> int:
         path = directory / f"inner-{os.getpid()}.sock"
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{path}")  # the directory is 0700
         return 1
 
     serve_replica.add_port_to_grpc_server = on_socket  # type: ignore[attr-defined]  # re-exported from tls_utils

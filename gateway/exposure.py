@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPort:
-    """One listening TCP port; `port` 0 means that the kernel chooses one. `guard` says what keeps strangers out."""
+    """One listening TCP port, or one of a range; 0 means that the kernel chooses. `guard` keeps strangers out."""
 
     port: int
+    last_port: int
     address: str
     process: str
     purpose: str
@@ -24,7 +25,6 @@ _RAY = "Ray's token on every call"
 
 def expected_open_ports(*, host: str, port: int, replicas: int, ports: Mapping[str, int]) -> tuple[OpenPort, ...]:
     """Return every port that a running door listens on; only the front end is ever beyond loopback."""
-    loopback = "127.0.0.1"
     fixed = [
         (ports["ray_gcs"], "gcs_server", "Ray's cluster state", _RAY),
         (ports["ray_node_manager"], "raylet", "Ray's scheduler", _RAY),
@@ -34,13 +34,16 @@ def expected_open_ports(*, host: str, port: int, replicas: int, ports: Mapping[s
         (ports["ray_runtime_env_agent"], "ray::RuntimeEnvAgent", "Ray's environments", _RAY),
         (ports["serve_fallback_http"], "ray::ProxyActor", "Serve's spare way to the app", "API keys, as the front end"),
     ]
-    first = ports["serve_replica_http_first"]
-    doors = [(first + index, "ray::ServeReplica", "a door behind HAProxy", "API keys") for index in range(replicas)]
-    workers = [(0, name, "Ray's calls to one of its processes", _RAY) for name in ("ray::*", "the door's host process")]
+    first, last = ports["serve_replica_http_first"], ports["serve_replica_http_last"]
+    spans = [(number, number, process, purpose, guard) for number, process, purpose, guard in fixed]
+    spans += [(first, last, "ray::ServeReplica", "a door behind HAProxy", "API keys")] * replicas
+    spans += [(0, 0, name, "Ray's calls to one process", _RAY) for name in ("ray::*", "the door's host process")]
     return (
-        OpenPort(port=port, address=host, process="haproxy", purpose="the OpenAI API", guard="API keys"),
+        OpenPort(
+            port=port, last_port=port, address=host, process="haproxy", purpose="the OpenAI API", guard="API keys"
+        ),
         *(
-            OpenPort(port=number, address=loopback, process=process, purpose=purpose, guard=guard)
-            for number, process, purpose, guard in [*fixed, *doors, *workers]
+            OpenPort(port=low, last_port=high, address="127.0.0.1", process=process, purpose=purpose, guard=guard)
+            for low, high, process, purpose, guard in spans
         ),
     )

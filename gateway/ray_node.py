@@ -26,6 +26,7 @@ OBJECT_STORE_BYTES = 80_000_000
 LONGEST_STREAM_S = 3600
 """How long an old HAProxy keeps its streams after a reload; Serve's default of 120 s would cut long answers."""
 KEPT_SESSIONS = 2
+_RAY_TEMP = "t"  # Ray makes its own folder 0777, so it is one below ours, which stays 0700
 _LONGEST_RAY_DIR = 38
 """HAProxy's socket path is RAY_DIR/<56 characters>/s plus ten while it binds, and must stay under 107 bytes."""
 
@@ -88,7 +89,9 @@ def prepare(config: DoorConfig, haproxy_binary: str, python: str) -> Path:
     make_private_dir(ray_dir)
     make_private_dir(Path(config.log_dir))
     make_private_dir(Path(config.table_file).parent)
-    sessions = sorted(path for path in ray_dir.glob("session_*") if path.is_dir() and not path.is_symlink())
+    sessions = sorted(
+        path for path in (ray_dir / _RAY_TEMP).glob("session_*") if path.is_dir() and not path.is_symlink()
+    )
     for old in sessions[: max(0, len(sessions) - KEPT_SESSIONS)]:
         shutil.rmtree(old, ignore_errors=True)
     for socket in ray_dir.glob("inner-*.sock"):
@@ -133,7 +136,7 @@ def _parameters(config: DoorConfig) -> dict[str, Any]:
         "num_cpus": 1,  # every actor of ours and Serve's asks for 0; this is how many workers are started ahead
         "num_gpus": 0,
         "object_store_memory": OBJECT_STORE_BYTES,
-        "temp_dir": config.ray_dir,
+        "temp_dir": str(Path(config.ray_dir) / _RAY_TEMP),
         "include_dashboard": False,
         "include_log_monitor": False,
         "no_monitor": True,

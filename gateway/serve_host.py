@@ -1,6 +1,7 @@
 """The process that hosts a front door: starts Ray, deploys the app, says ready, and watches until something ends.
 
-Comes in: a `DoorConfig`. Goes out: one line `{"ready": true}` on standard output, then an exit code: 0 after SIGTERM,
+Comes in: a `DoorConfig`. Goes out: one line `{"ready": true}` on standard output (`{"ready": false, "error": {...}}`
+when the start failed for a reason that has a code), then an exit code: 0 after SIGTERM,
 `EXIT_REDEPLOY` when Ray is lost (its owner starts everything afresh), 1 when the start failed. Run by
 `cli.roots.door` under a shim, which kills whatever is left of the tree. It must not repair Ray in place: a new Ray
 takes 6 s, a half-dead one has no bound.
@@ -11,6 +12,7 @@ import os
 import resource
 import selectors
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -57,6 +59,7 @@ def main(config: DoorConfig) -> int:
         code = 0
     except Failure as failure:
         log.error("door_start_failed", code=failure.code, reason=str(failure))
+        print(json.dumps({"ready": False, "error": failure.as_json()}), flush=True)
     except Exception as error:  # noqa: BLE001 - the outermost frame of the process
         log.error("door_start_failed", exc=error)
     if not _end(is_ray_lost=code == EXIT_REDEPLOY, log=log):
@@ -82,6 +85,7 @@ class _Ended(Exception):
 
 
 def _start(config: DoorConfig) -> Mapping[str, int]:
+    _check_port(config)
     # Asked before our wrapper is named in the environment, which this function would return.
     file = ray_node.prepare(config, get_haproxy_binary(), sys.executable)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -97,6 +101,19 @@ def _start(config: DoorConfig) -> Mapping[str, int]:
     app = deployment.application(file, replicas=config.replicas)
     serve.run(app, name=deployment.NAME, route_prefix="/", blocking=False)
     return ray_node.core_pids(node)
+
+
+def _check_port(config: DoorConfig) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise Failure(
+                "cluster.port_taken",
+                f"port {config.port} of {config.host} cannot be used: {error.strerror}",
+                hint="end what listens there, or choose another with --port",
+            ) from error
 
 
 def _wait_until_ready(config: DoorConfig, clock: Clock, wakeup: int) -> None:

@@ -73,7 +73,7 @@ class EventStream:
     def finish(self) -> bytes:
         """Return what the engine left unfinished when it ended its reply in order."""
         rest, self._held = self._held, b""
-        return self._passed(rest)
+        return self._passed(rest) if self.engine_error is None else b""
 
     def ending(self) -> Ending:
         """Return how the stream ended, judged by what was passed on."""
