@@ -28,9 +28,9 @@ from node_agent.files.pypi import PypiFetcher
 from node_agent.files.store import FileStore
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
-from node_agent.runner import Surroundings
 from node_agent.session import NodeFacts, Session
 from node_agent.supervisor import Supervisor
+from node_agent.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,29 +10,24 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from adapters.contract import Adapter, Health
-from core.clock import Clock
+from adapters.contract import Health
 from core.devices import CPU_DEVICE
 from core.errors import Failure
 from core.infra import cluster
-from core.infra.logs import Log
 from core.infra.processes import ProcessMark
 from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
 from node_agent import launching, lifecycle, logs, measure, probe, replica, shim_client
-from node_agent.devices.reading import Devices
-from node_agent.engines import EngineHouse
-from node_agent.files.pulls import Pulls
-from node_agent.files.store import FileStore
 from node_agent.files.wants import FileOrder
 from node_agent.launching import Started
-from node_agent.ports import HOST, Ports
+from node_agent.ports import HOST
 from node_agent.replica import Bounds, Replica
 from node_agent.shim_client import ShimHandle, ShimStatus
+from node_agent.surroundings import Surroundings
 from protos.slice.node.v1 import node_pb2
 
 _PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|errno[ =:]*98\b|only one usage of each socket", re.I)
@@ -40,29 +35,7 @@ _MEASURE_EVERY_S = 5.0
 _FIRST_PROBE_S = 0.1
 _SLOWEST_START_PROBE_S = 1.0
 _HANG_GRACE_S = 2.0  # for an engine that does not answer: long enough for a core's last log lines
-_LOST_PAUSE_S = 2.0
 _TELL_SHARE = 0.01  # a change of memory below one per cent is not worth a message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What every runner of the node shares; `chance` draws from 0 to 1, `changed` says that a report changed."""
-
-    replicas_dir: Path
-    shim_dir: Path
-    environment: Mapping[str, str]
-    start_timeout_s: float
-    adapter: Callable[[str], Adapter]
-    store: FileStore
-    pulls: Pulls
-    engines: EngineHouse
-    ports: Ports
-    devices: Devices
-    clock: Clock
-    chance: Callable[[], float]
-    changed: Callable[[], None]
-    log: Log
-    policy: replica.RestartPolicy
 
 
 class Runner:
@@ -140,6 +113,10 @@ class Runner:
         Raises:
             Failure: `shim.lost` when an earlier shim lives and cannot be reached, or its tree cannot be killed.
         """
+        # Anew each time: after a fault of ours nothing that was thought before is trusted, only what is found.
+        self._machine = Replica(policy=self._around.policy, incarnation=self._machine.incarnation)
+        self._inbox = asyncio.Queue()
+        self._clear_engine()
         async with TaskGuard(self._around.log) as self._guard:
             await self._begin()
             while True:
@@ -220,7 +197,7 @@ class Runner:
         self._machine = replace(
             self._machine,
             bounds=Bounds(
-                start_timeout_s=min(self._health.start_timeout_s, self._around.start_timeout_s),
+                start_timeout_s=self._around.start_timeout_s,
                 failures_to_unhealthy=self._health.failures_to_unhealthy,
                 stop_grace_s=self._health.stop_grace_s,
             ),
@@ -332,7 +309,7 @@ class Runner:
         ]
 
     async def _watch_exit(self, handle: ShimHandle) -> None:
-        status = await self._until_gone(handle)
+        status = await shim_client.until_gone(handle, self._dir, self._note_trouble)
         for watcher in self._watchers[1:]:
             watcher.cancel()
         tail = await asyncio.to_thread(logs.last_lines, self.log_path, logs.REPORT_LINES, self._log_offset)
@@ -351,24 +328,8 @@ class Runner:
         )
         self._inbox.put_nowait(lifecycle.TreeGone())  # means something only to a replica that is stopping
 
-    async def _until_gone(self, handle: ShimHandle) -> ShimStatus | None:
-        """Wait for the leader's exit, then for its tree's; return how it ended, None when the shim died with it."""
-        while True:
-            try:
-                status = await handle.wait_exit()
-                await handle.stop(0)
-                await handle.release()
-                return status
-            except Failure as failure:
-                self._around.log.warning("shim_lost", replica=self.want.replica_id, reason=str(failure))
-            try:
-                if await shim_client.find(self._dir) is None:
-                    await shim_client.sweep(self._dir)
-                    record = await asyncio.to_thread(shim_client.read_record, self._dir)
-                    return record.status if record is not None and record.status.has_ended else None
-            except Failure as failure:
-                self._around.log.warning("sweep_failed", replica=self.want.replica_id, reason=str(failure))
-            await self._pause(_LOST_PAUSE_S)
+    def _note_trouble(self, failure: Failure) -> None:
+        self._around.log.warning("shim_lost", replica=self.want.replica_id, reason=str(failure))
 
     async def _watch_health(self, handle: ShimHandle) -> None:
         pause_s = _FIRST_PROBE_S

@@ -46,13 +46,14 @@ class NodeFacts:
     data_dir: Path
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rejected(Exception):
-    """The controller does not want this node now; `pause_s` is how long to stay away."""
+    """The controller does not want this node now; `pause_s` is how many seconds to stay away."""
 
-    code: str
-    message: str
-    pause_s: float
+    def __init__(self, code: str, message: str, pause_s: float) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.pause_s = pause_s
 
 
 class _Lapsed(Exception):
@@ -90,6 +91,7 @@ class Session:
         self._devices = devices
         self._chance = chance
         self._log = log
+        self._last_reason = ""
         self._leaving = asyncio.Event()
         self._has_left = asyncio.Event()
 
@@ -111,7 +113,7 @@ class Session:
                 pause_s = rejected.pause_s
                 self._log.warning("session_rejected", code=rejected.code, message=rejected.message)
             except (_Lapsed, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
-                self._log.info("session_ended", reason=_words(error), was_open=connection.is_open)
+                self._note_end(_words(error), was_open=connection.is_open)
             attempt = 0 if connection.is_open else attempt + 1
             if not self._leaving.is_set():
                 wait_s = max(pause_s, back_off_s(attempt, self._chance()))
@@ -120,6 +122,12 @@ class Session:
         self._has_left.set()
         # An eternal task: its owner cancels it. Its end by itself would be a failure of the process.
         await asyncio.Event().wait()
+
+    def _note_end(self, reason: str, *, was_open: bool) -> None:
+        # A controller that is away for a week is one line, not a hundred thousand.
+        if was_open or reason != self._last_reason:
+            self._log.info("session_ended", reason=reason, was_open=was_open)
+        self._last_reason = reason
 
     def _parts(self) -> "_Parts":
         return _Parts(

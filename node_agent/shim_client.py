@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _START_DEADLINE_S = 20.0
 _ANSWER_DEADLINE_S = 10.0
 _KILL_DEADLINE_S = 30.0  # beyond the grace: processes in uninterruptible sleep take their time
 _SWEEP_DEADLINE_S = 15.0
+_TROUBLE_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +321,32 @@ async def sweep(record_dir: Path) -> int:
     if record is not None:
         record.socket_path.unlink(missing_ok=True)
     return len(killed)
+
+
+async def until_gone(handle: ShimHandle, record_dir: Path, on_trouble: Callable[[Failure], None]) -> ShimStatus | None:
+    """Wait until the leader has exited and its whole tree is gone, release the shim, and return how it ended.
+
+    None means that the shim was killed before it could record an exit; its tree is swept then. `on_trouble` hears why
+    something has to be tried again: a shim out of reach, a tree that survives. Never gives up.
+    """
+    pause = asyncio.Event()
+    while True:
+        try:
+            status = await handle.wait_exit()
+            await handle.stop(0)
+            await handle.release()
+            return status
+        except Failure as failure:
+            on_trouble(failure)
+        try:
+            if await find(record_dir) is None:
+                await sweep(record_dir)
+                record = await asyncio.to_thread(read_record, record_dir)
+                return record.status if record is not None and record.status.has_ended else None
+        except Failure as failure:
+            on_trouble(failure)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pause.wait(), _TROUBLE_PAUSE_S)
 
 
 def _kill_round(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark]:

@@ -17,7 +17,8 @@ from core.states import Desired, ReplicaState
 from node_agent import identity, shim_client
 from node_agent.files.wants import FileOrder, FileProgress
 from node_agent.identity import Applied
-from node_agent.runner import Runner, Surroundings
+from node_agent.runner import Runner
+from node_agent.surroundings import Surroundings
 from protos.slice.node.v1 import node_pb2
 
 _RESTART_PAUSE_S = 5.0

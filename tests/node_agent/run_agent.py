@@ -9,17 +9,19 @@ from pathlib import Path
 from core.infra.clock import SystemClock
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
-from node_agent import agent
+from node_agent import agent, replica
 
 
 def main() -> None:
     """Run until SIGTERM."""
     values = json.loads(Path(sys.argv[1]).read_text())
     first, last = values.pop("engine_ports")
+    policy = replica.RestartPolicy(**values.pop("restart_policy", {}))
     config = agent.NodeConfig(
         **{**values, "data_dir": Path(values["data_dir"]), "shim_dir": Path(values["shim_dir"])},
         engine_ports=range(first, last),
         environment=dict(os.environ),
+        restart_policy=policy,
     )
     clock = SystemClock()
     asyncio.run(agent.run(config, clock=clock, entropy=SystemEntropy(), log=Log("node_agent", clock)))

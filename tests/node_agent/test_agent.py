@@ -13,7 +13,7 @@ import pytest
 from core.infra import processes
 from node_agent import agent, shim_client
 from protos.slice.node.v1 import node_pb2
-from tests.node_agent import controllers, nodes, trees
+from tests.node_agent import controllers, nodes, trees, wheels
 from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
 
@@ -231,6 +231,72 @@ async def test_a_second_node_agent_on_the_same_data_is_refused(
         assert "another node agent" in second.log.read_text()
     finally:
         await second.close()
+
+
+async def test_a_pull_is_reported_and_its_file_stays_known(node: Node, controller: Controller, tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(wheels.gguf_bytes())
+    want = node_pb2.FileWant(want_id="pul_1", source=f"file:{file}")
+    bad = node_pb2.FileWant(want_id="pul_2", source=f"file:{tmp_path}/none.gguf")
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, files=[want, bad]))
+    done = await trees.until(lambda: (f := controller.file("pul_1")) and f.state == "done" and f)
+    failed = await trees.until(lambda: (f := controller.file("pul_2")) and f.state == "failed" and f)
+    assert (done.size_bytes, failed.code) == (len(wheels.gguf_bytes()), "source.not_found")
+    assert json.loads(done.facts_json)["architecture"] == "llama"
+    await controller.want(nodes.desired(2))
+    await trees.until(lambda: controller.file("pul_1") is None)
+    assert controller.file("").sha256 == done.sha256
+
+
+async def test_a_replica_whose_file_is_bad_fails_and_says_why(node: Node, controller: Controller) -> None:
+    want = nodes.want()
+    want.files.append(node_pb2.FileWant(source="file:/no/such/file.gguf"))
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, want))
+    report = await nodes.until_state(controller, "failed")
+    assert (report.code, report.incarnation) == ("source.not_found", 0)
+
+
+async def test_an_engine_that_dies_too_often_is_left_alone(node: Node, controller: Controller) -> None:
+    await node.start(restart_policy={"first_delay_s": 0.01, "loop_exits": 3})
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want(exit_at_start=1)))
+    report = await nodes.until_state(controller, "crash_loop")
+    assert (report.incarnation, report.retry_in_s, report.code) == (3, 0, "engine.died_at_start")
+    assert not list(node.shim_dir.glob("*.sock"))
+
+
+async def test_stopping_everything_leaves_no_process_and_no_socket(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    wants = [nodes.want("rep_one", fork_tree=2), nodes.want("rep_two", ignore_sigterm=True), nodes.want("rep_three")]
+    await controller.want(nodes.desired(1, *wants))
+    for want in wants:
+        await nodes.until_state(controller, "ready", want.replica_id)
+    await node.end(signal.SIGKILL)
+    shims = [shim_client.read_record(path.parent).status.shim for path in node.data_dir.glob("replicas/*/record.json")]
+    family = processes.family(frozenset(shim.pid for shim in shims))
+    assert len(family) >= 8
+    os.kill(shims[0].pid, signal.SIGKILL)  # one of them cannot do it itself
+    await agent.stop_all_engines(node.data_dir, node.shim_dir, 0.5)
+    await trees.until(lambda: not [member for member in family if processes.is_alive(member)])
+    assert not list(node.shim_dir.iterdir())
+    await agent.stop_all_engines(node.data_dir, node.shim_dir, 0.5)
+
+
+async def test_a_replica_absent_from_the_set_is_stopped(node: Node, controller: Controller) -> None:
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want("rep_one"), nodes.want("rep_two")))
+    gone = await nodes.until_state(controller, "ready", "rep_one")
+    kept = await nodes.until_state(controller, "ready", "rep_two")
+    await controller.want(nodes.desired(2, nodes.want("rep_two")))
+    await nodes.until_state(controller, "stopped", "rep_one")
+    assert trees.is_gone(gone.pid)
+    assert controller.replica("rep_two").pid == kept.pid
 
 
 async def test_the_daemon_is_small(node: Node, controller: Controller) -> None:
