@@ -3,6 +3,7 @@
 Pure: API objects come in, labelled texts and part tables go out.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -94,7 +95,8 @@ def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_w
 
 
 def _settings(deployment: Item, now: datetime) -> Any:
-    pairs = [{"key": key, "value": value} for key, value in (deployment.get("settings") or {}).items()]
+    settings = deployment.get("settings") or {}
+    pairs = [{"key": key, "value": v if isinstance(v, str) else json.dumps(v)} for key, v in settings.items()]
     view = View(
         name=lambda item: str(item["key"]),
         empty="",

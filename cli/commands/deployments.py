@@ -78,7 +78,9 @@ def scale(
     """Change how many replicas a deployment has."""
     invocation: Invocation = ctx.obj
     changed = reach.admin(invocation).patch("deployments", name, body={"replicas": replicas})
-    Printer(invocation, output).done(changed, DEPLOYMENTS, f"{name} shall have {replicas} replicas")
+    Printer(invocation, output).done(
+        changed, DEPLOYMENTS, f"{name} shall have {replicas} replica{'s' if replicas != 1 else ''}"
+    )
 
 
 def stop(

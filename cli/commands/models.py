@@ -9,6 +9,7 @@ from cli.invocation import Invocation
 from cli.options import Output, OutputOption
 from cli.printing import Printer
 from cli.views import CATALOG, MODELS
+from core.errors import Failure
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Model name.")]
 
@@ -58,5 +59,11 @@ def rm(
     invocation: Invocation = ctx.obj
     client = reach.admin(invocation)
     for model in models:
-        client.delete("models", model, force=force)
+        try:
+            client.delete("models", model, force=force)
+        except Failure as failure:
+            if failure.code != "registry.model_in_use":
+                raise
+            hint = f"`slice rm --force {model}` deletes its deployments too"
+            raise Failure(failure.code, failure.message, hint=hint) from failure
         invocation.terminal.note(f"deleted {model}")

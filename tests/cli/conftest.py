@@ -1,18 +1,22 @@
 """A played cluster, its data directory, and `slice` as a real subprocess or on a pseudo-terminal."""
 
+import json
 import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -21,6 +25,7 @@ from core.infra.cluster import ClusterBlock
 from tests.cli.played import API_KEY, TOKEN, PlayedCluster
 
 DEADLINE_S = 20.0
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,55 @@ class OnTerminal:
             self.seen += block.decode(errors="replace")
 
 
+class Springboard:
+    """Runs slice in a process forked from one that has its modules already; see springboard.py."""
+
+    def __init__(self) -> None:
+        self._line, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.cli.springboard", str(other.fileno())],
+                pass_fds=[other.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+            )
+
+    def run(self, arguments: list[str], environment: dict[str, str], stdin: str | None) -> Ended:
+        reading, code_side = os.pipe()
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _input(stdin) as given:
+            message = json.dumps({"argv": arguments, "env": environment}).encode()
+            socket.send_fds(self._line, [message], [given.fileno(), out.fileno(), err.fileno(), code_side])
+            os.close(code_side)
+            ready, _, _ = select.select([reading], [], [], DEADLINE_S)
+            code = os.read(reading, 16) if ready else b""
+            os.close(reading)
+            assert code, f"slice {arguments} did not end within {DEADLINE_S} s"
+            return Ended(code=int(code), out=_written(out), err=_written(err))
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.wait(DEADLINE_S)
+
+
+def _input(text: str | None) -> IO[bytes]:
+    if text is None:
+        return open(os.devnull, "rb")
+    reading, writing = os.pipe()
+    with open(writing, "wb") as stream:
+        stream.write(text.encode())
+    return open(reading, "rb")
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
 class Slice:
     """The slice command pointed at one data directory, with an environment of its own."""
 
-    def __init__(self, data_dir: Path, home: Path) -> None:
+    def __init__(self, data_dir: Path, home: Path, springboard: Springboard) -> None:
+        self._springboard = springboard
         self.data_dir = data_dir
         self.home = home
         self.environment = {
@@ -90,7 +140,7 @@ class Slice:
             "LANG": "C.UTF-8",
             "TERM": "xterm-256color",
             "TZ": "UTC",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(ROOT),
         }
         self._terminals: list[OnTerminal] = []
 
@@ -98,17 +148,7 @@ class Slice:
         return [sys.executable, "-m", "cli", "--data-dir", str(self.data_dir), *arguments]
 
     def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> Ended:
-        done = subprocess.run(
-            self.argv(*arguments),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            env={**self.environment, **environment},
-            timeout=DEADLINE_S,
-            check=False,
-        )
-        return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
+        return self._springboard.run(self.argv(*arguments)[3:], {**self.environment, **environment}, stdin)
 
     def started(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -139,8 +179,15 @@ def cluster() -> Iterator[PlayedCluster]:
     played.stop()
 
 
+@pytest.fixture(scope="session")
+def springboard() -> Iterator[Springboard]:
+    made = Springboard()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def slice_(cluster: PlayedCluster, tmp_path: Path) -> Iterator[Slice]:
+def slice_(cluster: PlayedCluster, tmp_path: Path, springboard: Springboard) -> Iterator[Slice]:
     data_dir = tmp_path / "data"
     (data_dir / "secrets").mkdir(parents=True)
     block = ClusterBlock(
@@ -155,6 +202,6 @@ def slice_(cluster: PlayedCluster, tmp_path: Path) -> Iterator[Slice]:
     recorded.save(block)
     recorded.write_private(block.secret_file("operator_token"), TOKEN)
     recorded.write_private(block.secret_file("api_key"), API_KEY + "\n")
-    made = Slice(data_dir, tmp_path)
+    made = Slice(data_dir, tmp_path, springboard)
     yield made
     made.close()

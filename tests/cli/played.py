@@ -159,7 +159,7 @@ class PlayedCluster:
             return 201, self.models[body["to"]]
         if method == "DELETE":
             if rest[0] in self.deployments and query.get("force") != "true":
-                raise Refused(409, "registry.model_in_use", f"{rest[0]} is deployed", "`slice rm --force` deletes both")
+                raise Refused(409, "registry.model_in_use", f"{rest[0]} is deployed", "use force")
             del self.models[rest[0]]
             return 204, None
         return 200, self.models[rest[0]]

@@ -86,7 +86,10 @@ def test_undeploy_deletes_the_deployment(filled: PlayedCluster, slice_: Slice) -
 def test_rm_of_a_deployed_model_is_refused_with_the_way_out(filled: PlayedCluster, slice_: Slice) -> None:
     ended = slice_("rm", "smollm2")
     assert ended.code == 5
-    assert ended.err == ("error[registry.model_in_use]: smollm2 is deployed\nhint: `slice rm --force` deletes both\n")
+    assert ended.err == (
+        "error[registry.model_in_use]: smollm2 is deployed\n"
+        "hint: `slice rm --force smollm2` deletes its deployments too\n"
+    )
 
 
 def test_rm_with_force_deletes(filled: PlayedCluster, slice_: Slice) -> None:

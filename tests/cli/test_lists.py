@@ -112,8 +112,8 @@ def test_one_thing_is_a_sheet_of_facts(
 
 @pytest.mark.parametrize(
     "command, name",
-    [(["show", "smollm2"], "smollm2"), (["node", "show", "box"], "box"), (["status"], "clu_1")],
-    ids=["show", "node-show", "status"],
+    [(["show", "smollm2"], "smollm2"), (["status"], "clu_1")],
+    ids=["show", "status"],
 )
 def test_one_thing_has_machine_formats_too(filled: PlayedCluster, slice_: Slice, command: list[str], name: str) -> None:
     assert slice_(*command, "-o", "name").out == f"{name}\n"
