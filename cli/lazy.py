@@ -71,7 +71,7 @@ class LazyGroup(TyperGroup):
         try:
             found = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as error:
-            raise _not_installed(cmd_name, error) from error
+            raise not_installed(cmd_name, error) from error
         app = typer.Typer(**TYPER_SETTINGS)
         app.command(cmd_name)(found)
         return get_command(app)
@@ -111,7 +111,7 @@ class LazyGroup(TyperGroup):
         ]
 
 
-def _not_installed(command: str, error: ModuleNotFoundError) -> Exception:
+def not_installed(command: str, error: ModuleNotFoundError) -> Exception:
     """Return the failure of a command whose packages this installation lacks, or `error` when ours is the fault."""
     missing = (error.name or "").partition(".")[0]
     if missing in _OURS:

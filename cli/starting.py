@@ -35,14 +35,20 @@ def made_to_serve(client: AdminClient, invocation: Invocation, wish: Wish) -> Se
     if found:
         chosen = max(found, key=lambda item: (item.get("ready_replicas") or 0, item.get("replicas") or 0))
         name = str(chosen["name"])
+        if wish.engine not in {None, chosen.get("engine")}:
+            invocation.terminal.note(f"{name} is deployed on {chosen.get('engine')} already; --engine is not used")
         if not chosen.get("replicas"):  # 2
             invocation.terminal.note(f"starting {name}")
             client.patch("deployments", name, body={"replicas": 1})
     else:  # 3
         name = _deployed(client, invocation, wish, model)
-    return readiness.awaited(
-        client, invocation.terminal, invocation.clock, name=name, asked=wish.name, timeout_s=wish.timeout_s
-    )
+    try:
+        return readiness.awaited(
+            client, invocation.terminal, invocation.clock, name=name, asked=wish.name, timeout_s=wish.timeout_s
+        )
+    except KeyboardInterrupt:
+        invocation.terminal.note(f"stopped waiting; {name} goes on starting (`slice ps`), `slice stop {name}` ends it")
+        raise
 
 
 def _deployed(client: AdminClient, invocation: Invocation, wish: Wish, model: str) -> str:

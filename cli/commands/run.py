@@ -37,11 +37,7 @@ def run(
     question = _question(invocation, prompt or [])
     client = reach.admin(invocation)
     door = reach.door(invocation, client, key)
-    try:
-        ended = starting.made_to_serve(client, invocation, wish)
-    except KeyboardInterrupt:
-        terminal.note(f"stopped waiting; {model} goes on by itself where it was begun (`slice ps`)")
-        raise
+    ended = starting.made_to_serve(client, invocation, wish)
     if isinstance(ended, NotServing):
         return told(ended, terminal, Output.TABLE)
     conversation = chat.Conversation(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli import tree
-from cli.lazy import Entry, GroupEntry
+from cli.lazy import Entry, GroupEntry, not_installed
+from core.errors import Failure
 from tests.cli import things
 from tests.cli.conftest import Slice
 from tests.cli.played import PlayedCluster
@@ -87,6 +88,15 @@ def test_every_command_has_help_and_every_list_an_output_option() -> None:
         assert command.help
         has_output = any("--output" in param.opts for param in command.params)
         assert has_output or name.split(" ")[-1] in {"run", "rm", "logs", "down", "add", "use", "completion"}, name
+
+
+def test_a_package_that_is_not_installed_is_a_sentence_with_the_cure() -> None:
+    found = not_installed("up", ModuleNotFoundError("no ray", name="ray.serve"))
+    assert isinstance(found, Failure)
+    assert found.message == "`slice up` needs the Python package 'ray', which is not installed here"
+    assert "slice-cluster[server]" in found.hint
+    ours = ModuleNotFoundError("our own fault", name="cli.nowhere")
+    assert not_installed("up", ours) is ours
 
 
 def test_version_is_an_option_too(slice_: Slice) -> None:

@@ -211,8 +211,24 @@ def test_ctrl_c_while_waiting_leaves_the_deployment(ready: PlayedCluster, slice_
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "goes on by itself" in err
+    assert "smollm2 goes on starting" in err
     assert ready.sent("DELETE") == []
+
+
+def test_ctrl_c_during_the_pull_of_a_run_cancels_the_pull(cluster: PlayedCluster, slice_: Slice) -> None:
+    process = slice_.started("run", "smollm2", "hi")
+    until(lambda: ("GET", "pulls/pul_1", None) in cluster.requests)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "`slice pull smollm2` resumes it" in err
+    assert "goes on" not in err
+
+
+def test_an_engine_that_cannot_be_had_any_more_is_told(ready: PlayedCluster, slice_: Slice) -> None:
+    ended = slice_("run", "smollm2", "hi", "--engine", "vllm")
+    assert (ended.code, ended.out) == (0, "Hello\n")
+    assert ended.err == "smollm2 is deployed on llamacpp already; --engine is not used\n"
 
 
 def test_a_conversation_remembers_stops_and_ends(ready: PlayedCluster, slice_: Slice) -> None:
