@@ -122,10 +122,11 @@ class Fake:
         }
 
     def fingerprint(self, host: HostFacts) -> Fingerprint:
-        """Return that it runs wherever Linux's process calls do."""
+        """Return that it runs wherever Linux's process calls do, on whatever devices the host has or pretends."""
         if host.system != "linux":
             return Fingerprint(is_usable=False, reason=f"the fake engine needs Linux, not {host.system}")
-        return Fingerprint(is_usable=True, device_kinds=frozenset({DeviceKind.CPU}))
+        kinds = {DeviceKind.CPU, *(device.kind for device in host.devices)}
+        return Fingerprint(is_usable=True, device_kinds=frozenset(kinds))
 
     def install_plan(self, version: str) -> InstallPlan:
         """Return that there is nothing to install."""
