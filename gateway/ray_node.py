@@ -94,6 +94,8 @@ def prepare(config: DoorConfig, haproxy_binary: str, python: str) -> Path:
     )
     for old in sessions[: max(0, len(sessions) - KEPT_SESSIONS)]:
         shutil.rmtree(old, ignore_errors=True)
+    for old in ray_dir.glob("[0-9a-f]" * 56):  # HAProxy's folders, one per start, named by Ray's node id
+        shutil.rmtree(old, ignore_errors=True)
     for socket in ray_dir.glob("inner-*.sock"):
         socket.unlink(missing_ok=True)
     errors = ray_dir / "errors"

@@ -1,12 +1,13 @@
 """The process that hosts a front door: starts Ray, deploys the app, says ready, and watches until something ends.
 
 Comes in: a `DoorConfig`. Goes out: one line `{"ready": true}` on standard output (`{"ready": false, "error": {...}}`
-when the start failed for a reason that has a code), then an exit code: 0 after SIGTERM,
+when the start failed for a reason that has a code), then an exit code: 0 after SIGTERM or SIGINT,
 `EXIT_REDEPLOY` when Ray is lost (its owner starts everything afresh), 1 when the start failed. Run by
 `cli.roots.door` under a shim, which kills whatever is left of the tree. It must not repair Ray in place: a new Ray
 takes 6 s, a half-dead one has no bound.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -40,6 +41,7 @@ LOST_AFTER_S = 15.0
 """How long the port may not answer, or Serve's controller be missing, before everything is started afresh."""
 DISCONNECT_S = 3.0
 """How long Ray may take to let go of this process before its processes are killed."""
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _SERVE_CONTROLLER = b"ray::ServeController"
 
 
@@ -51,7 +53,9 @@ def main(config: DoorConfig) -> int:
     def on_signal(_: int, __: FrameType | None) -> None:
         os.write(wake, b"t")
 
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    _adopt_orphans()
     code = 1
     try:
         code = _host(config, wakeup, on_signal, log)
@@ -71,7 +75,7 @@ def main(config: DoorConfig) -> int:
 
 def _host(config: DoorConfig, wakeup: int, on_signal: Callable[[int, FrameType | None], None], log: Log) -> int:
     clock = SystemClock()
-    pids = _start(config)
+    pids = _start(config, wakeup)
     # Ray has put a handler of its own in place that raises SystemExit wherever we are.
     signal.signal(signal.SIGTERM, on_signal)
     _wait_until_ready(config, clock, wakeup)
@@ -84,13 +88,14 @@ class _Ended(Exception):
     """SIGTERM came before the door was ready."""
 
 
-def _start(config: DoorConfig) -> Mapping[str, int]:
+def _start(config: DoorConfig, wakeup: int) -> Mapping[str, int]:
     _check_port(config)
     # Asked before our wrapper is named in the environment, which this function would return.
     file = ray_node.prepare(config, get_haproxy_binary(), sys.executable)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     ray_node.apply(ray_node.environment(config, cpu_count=os.cpu_count() or 1, open_files=open_files))
     node = ray_node.start(config)
+    _raise_if_ended(wakeup)
     # The one inner import of the package: Ray and Serve read their environment when they are imported.
     from ray import serve
 
@@ -98,9 +103,17 @@ def _start(config: DoorConfig) -> Mapping[str, int]:
 
     # HAProxy's wrapper opens the front end on config.host; replicas bind what is given here and stay on loopback.
     serve.start(http_options={"host": ray_node.LOOPBACK, "port": config.port, "keep_alive_timeout_s": 90})
+    _raise_if_ended(wakeup)
     app = deployment.application(file, replicas=config.replicas)
     serve.run(app, name=deployment.NAME, route_prefix="/", blocking=False)
     return ray_node.core_pids(node)
+
+
+def _raise_if_ended(wakeup: int) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(wakeup, selectors.EVENT_READ)
+        if selector.select(0):
+            raise _Ended
 
 
 def _check_port(config: DoorConfig) -> None:
@@ -189,15 +202,22 @@ def has_controller() -> bool:
 
 def _end(*, is_ray_lost: bool, log: Log) -> bool:
     """End all below us and return whether Ray has let go of this process; its shutdown would wait for a dead GCS."""
-    own = os.getpid()
-    marks = [process for process in processes.family(frozenset({own})) if process.pid != own]
     is_free = "ray" not in sys.modules
     if not is_free and not is_ray_lost:
         disconnecting = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
         disconnecting.start()
         disconnecting.join(DISCONNECT_S)
         is_free = not disconnecting.is_alive()
-    for process in marks:
-        processes.send_signal(process, signal.SIGKILL)
-    log.info("door_host_ended", processes=len(marks), is_clean=is_free)
+    # Several rounds: what a dying process leaves behind becomes our child (PR_SET_CHILD_SUBREAPER) a moment later.
+    killed: set[processes.ProcessMark] = set()
+    while fresh := {one for one in processes.family(frozenset({os.getpid()})) if one.pid != os.getpid()} - killed:
+        for process in fresh:
+            processes.send_signal(process, signal.SIGKILL)
+        killed |= fresh
+    log.info("door_host_ended", processes=len(killed), is_clean=is_free)
     return is_free
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of orphaned descendants: HAProxy outlives the actor that spawned it and must be found."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
