@@ -1,5 +1,5 @@
 # The only set-up there is: `make up` on a fresh machine with Python 3.11 and make.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
@@ -15,7 +15,7 @@ up: $(STAMP_SERVER)
 down:
 	$(BIN)/slice down
 
-test: $(STAMP_DEV) lint
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP_DEV)
