@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -89,6 +90,20 @@ class Server:
             self._process.send_signal(how)
             self._process.wait(timeout=20)
             self._process = None
+
+    def freeze(self) -> None:
+        """Stop every process of the server from running: it accepts connections and never answers."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server run again."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        parent = psutil.Process(self._process.pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            process.send_signal(number)
 
     def close(self) -> None:
         """End the server and delete everything."""

@@ -43,6 +43,7 @@ class Seen:
             silent_s=node.silent_s if node else None,
             fetched_share=_fetched_share(node),
             retry_in_s=report.retry_in_s if report else None,
+            is_heard=node.is_heard if node else False,
         )
 
 

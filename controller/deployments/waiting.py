@@ -28,6 +28,8 @@ class Sight:
     silent_s: float | None = None
     fetched_share: float | None = None
     retry_in_s: float | None = None
+    is_heard: bool = True
+    """Whether the node has been heard of since this controller began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ def _sentence(sight: Sight) -> tuple[str, str]:
 def _silent(sight: Sight) -> str:
     if sight.node_state is NodeState.OFFLINE:
         return f"node {sight.node_name} is offline: its node agent was stopped"
+    if not sight.is_heard:
+        return f"node {sight.node_name} has not connected since the controller was started"
     since = f" for {text_from_seconds(sight.silent_s)}" if sight.silent_s is not None else ""
     return f"node {sight.node_name} has not been heard of{since}"
 

@@ -68,6 +68,7 @@ def _sight(replica: Replica, node: NodeNow | None) -> Sight:
         replica=replica,
         node_name=node.name if node else replica.node_id,
         node_state=node.state if node else NodeState.LOST,
+        is_heard=node.is_heard if node else False,
     )
 
 

@@ -7,9 +7,11 @@ composition roots. It knows no table but `<schema>.schema_migration`, and no dri
 
 import asyncio
 import hashlib
+import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
@@ -29,6 +31,9 @@ Params = dict[str, Any]
 RETRY_AFTER_S = 2.0
 """What a caller is told to wait when PostgreSQL does not answer: a local restart takes about a second."""
 
+CHECK_S = 1.5
+"""Longest answer to the empty query that proves an idle connection; a local one takes 0.1 ms."""
+
 _MIGRATION_FILE = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 _LOCK = "slice-migrations"
 
@@ -47,8 +52,8 @@ class Database:
         *,
         name: str,
         pool_size: int = 8,
-        statement_timeout_s: float = 10.0,
-        block_timeout_s: float = 20.0,
+        statement_timeout_s: float = 8.0,
+        block_timeout_s: float = 10.0,
         acquire_timeout_s: float = 2.0,
         on_commit: Callable[[], None] | None = None,
     ) -> None:
@@ -65,7 +70,7 @@ class Database:
             # The pool's own back-off doubles without a cap, so a long outage would be noticed minutes after its end.
             # Giving up at once makes the next caller's request the next attempt.
             reconnect_timeout=0.1,
-            check=psycopg_pool.AsyncConnectionPool.check_connection,
+            check=_check,
             configure=self._configure,
             kwargs={"autocommit": True, "connect_timeout": 2, "application_name": name},
             name=name,
@@ -98,10 +103,9 @@ class Database:
             Failure: `storage.unavailable` when PostgreSQL does not answer in time or went away.
         """
         try:
-            async with asyncio.timeout(self._block_timeout_s), self._pool.connection() as connection:
-                yield connection
-        except TimeoutError as error:
-            raise _unavailable() from error
+            async with self._pool.connection() as connection:
+                with _deadline(connection, self._block_timeout_s):
+                    yield connection
         except (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed, psycopg_pool.TooManyRequests) as error:
             raise _unavailable() from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
@@ -129,6 +133,36 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield connection
+
+
+@contextmanager
+def _deadline(connection: Connection, seconds: float) -> Iterator[None]:
+    """Cut the line of `connection` when the block takes longer than `seconds`; its query then fails by itself.
+
+    Cancelling the task instead would hang: psycopg asks the server to cancel and waits for the answer, which a frozen
+    server never gives (`AsyncConnection.wait`).
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, _cut, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _cut(connection: Connection) -> None:
+    if connection.closed:
+        return
+    with suppress(OSError):
+        line = socket.socket(fileno=os.dup(connection.fileno()))
+        try:
+            line.shutdown(socket.SHUT_RDWR)
+        finally:
+            line.close()
+
+
+async def _check(connection: Connection) -> None:
+    with _deadline(connection, CHECK_S):
+        await connection.execute("")
 
 
 def _unavailable() -> Failure:

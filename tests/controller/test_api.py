@@ -222,3 +222,19 @@ async def test_a_controller_without_a_database_says_so_and_begins_when_it_comes(
     finally:
         await asyncio.to_thread(server.stop)
         await asyncio.to_thread(server.start)
+
+
+async def test_a_frozen_database_is_an_answer_and_not_a_hang(server: Server, cluster: Cluster) -> None:
+    server.freeze()
+    try:
+        async with asyncio.timeout(8):
+            answers = await asyncio.gather(*(cluster.request("GET", "/api/v1/models") for _ in range(3)))
+        assert {error(answer) for answer in answers} == {(503, "storage.unavailable")}
+        assert (await cluster.request("GET", "/api/v1/routes"))[0] == 200
+    finally:
+        server.thaw()
+
+    async def is_back() -> bool:
+        return (await cluster.request("GET", "/api/v1/models"))[0] == 200
+
+    await until_async(is_back)

@@ -98,3 +98,9 @@ def test_a_second_controller_on_one_socket_and_one_on_another_do_not_lead(
     until(lambda: started[2].health() == 503, what="the standby")
     assert started[0].end(signal.SIGTERM) == 0
     until(lambda: started[2].health() == 200, timeout_s=6, what="the standby's reign")
+
+
+def test_it_ends_on_sigterm_even_while_it_waits_for_a_database(runtime: Path, started: list[Run]) -> None:
+    started.append(Run("postgresql://x@/x?host=/nonexistent", runtime / "c.sock", free_port()))
+    until(lambda: started[0].health() == 503, what="an answer")
+    assert started[0].end(signal.SIGTERM) == 0

@@ -116,7 +116,7 @@ async def test_a_restarted_controller_keeps_the_routes_before_the_node_is_back(c
         assert len(after["items"][0]["targets"]) == 1
         assert after["version"] > before
         waiting = (await cluster.get("deployments/fake"))["waiting"]
-        assert "node box has not been heard of" in waiting
+        assert "node box has not connected since" in waiting
         await node.dial()
         assert (await until_state(cluster, "fake", "ready"))["ready_replicas"] == 1
         assert len(node.replicas) == 1
