@@ -8,7 +8,7 @@ Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing (
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from core.clock import Clock
 from core.ids import ReplicaId
@@ -20,11 +20,12 @@ SKIP_S = 1.0
 
 
 class Balance:
-    """In-flight counts by replica, refusals, and unmet demand by public name."""
+    """In-flight counts by replica, refusals, and unmet demand; `on_idle` hears when a replica has nothing left."""
 
-    def __init__(self, chance: Chance, clock: Clock) -> None:
+    def __init__(self, chance: Chance, clock: Clock, on_idle: Callable[[ReplicaId], None] = lambda _: None) -> None:
         self._chance = chance
         self._clock = clock
+        self._on_idle = on_idle
         self._in_flight: Counter[ReplicaId] = Counter()
         self._skipped_until: dict[ReplicaId, float] = {}
         self._demand: Counter[str] = Counter()
@@ -50,6 +51,7 @@ class Balance:
             self._in_flight[target.replica_id] = left
         else:
             del self._in_flight[target.replica_id]
+            self._on_idle(target.replica_id)
 
     def refused(self, target: Target) -> None:
         """Pass over `target` for `SKIP_S`."""

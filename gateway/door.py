@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.clock import Clock
 from core.errors import Failure
+from core.ids import ReplicaId
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from gateway.app import DoorApp
@@ -30,11 +31,12 @@ class Door:
         self._file = Path(config.table_file)
         self._log = log
         self._table: Table = EMPTY
+        self._routed: frozenset[ReplicaId] = frozenset()
         self._to_save: routes_pb2.RouteTable | None = None
         self._has_news = asyncio.Event()
         self._guard = TaskGuard(log)
         self._pool = EnginePool(clock)
-        self.balance = Balance(chance, clock)
+        self.balance = Balance(chance, clock, self._replica_idle)
         self.door_id = f"{config.door_id_prefix}-{os.getpid()}-{chance.randbytes(4).hex()}"
         relay = Relay(
             table=lambda: self._table,
@@ -51,7 +53,7 @@ class Door:
             load=self.balance,
             apply=self.apply,
             applied_version=lambda: self._table.version,
-            known_replicas=lambda: self._table.replica_ids(),
+            known_replicas=lambda: self._routed,
             chance=chance,
             log=log,
         )
@@ -80,6 +82,7 @@ class Door:
         else:
             if message is not None:
                 self._table = table_from(message)
+                self._routed = self._table.replica_ids()
                 self._log.info("table_loaded", version=message.version)
         await self._guard.__aenter__()
         self._guard.eternal("watch", self._watch.run())
@@ -93,6 +96,7 @@ class Door:
     def apply(self, message: routes_pb2.RouteTable) -> None:
         """Serve by `message` from now on; requests under way go on with the replica they have."""
         self._table = table_from(message)
+        self._routed = self._table.replica_ids()
         self._pool.keep_only(
             frozenset(
                 Address(
@@ -104,6 +108,10 @@ class Door:
         )
         self._to_save = message
         self._has_news.set()
+
+    def _replica_idle(self, replica_id: ReplicaId) -> None:
+        if replica_id not in self._routed:
+            self._watch.nudge()  # its last request has ended: somebody waits to stop it
 
     async def _write_tables(self) -> None:
         while True:

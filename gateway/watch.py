@@ -58,7 +58,7 @@ class Watch:
         self._known_replicas = known_replicas
         self._chance = chance
         self._log = log
-        self._applied = asyncio.Event()
+        self._has_news = asyncio.Event()
 
     async def run(self) -> None:
         """Hold the line until cancelled; every loss is followed by a new try, paced with full jitter."""
@@ -87,7 +87,7 @@ class Watch:
                     self._log.info("controller_found", version=message.version)
                 has_heard = True
                 self._apply(message)
-                self._applied.set()
+                self.nudge()
         except grpc.aio.AioRpcError as error:
             if has_heard:
                 self._log.warning("controller_lost", code=error.code().name, details=error.details())
@@ -99,13 +99,17 @@ class Watch:
 
     async def _reports(self) -> AsyncIterator[routes_pb2.DoorReport]:
         while True:
-            self._applied.clear()
+            self._has_news.clear()
             yield self.report()
             try:
                 async with asyncio.timeout(REPORT_S):
-                    await self._applied.wait()
+                    await self._has_news.wait()
             except TimeoutError:
                 continue
+
+    def nudge(self) -> None:
+        """Report at once: something happened that the controller waits for."""
+        self._has_news.set()
 
     def report(self) -> routes_pb2.DoorReport:
         """Return what this door says now: replicas of the table with their counts (zero included), and leavers."""

@@ -66,7 +66,7 @@ async def test_a_report_counts_what_each_replica_works_on_even_when_it_left_the_
     async def is_gone() -> bool:
         return not routes.last.loads
 
-    await until_async(is_gone, 3)
+    await until_async(is_gone, 0.6, "the leaver's last report, sooner than the next regular one")
 
 
 async def test_an_unmet_request_is_reported_once_as_demand(ready: RunningDoor, routes: RoutesServer) -> None:
