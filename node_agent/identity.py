@@ -52,7 +52,9 @@ def load_applied(data_dir: Path) -> Applied:
     """Return what `save_applied` wrote; empty when there is nothing, or nothing that can be read."""
     try:
         values = json.loads((data_dir / "applied.json").read_text())
-        desired = node_pb2.Desired.FromString(base64.b64decode(values["desired"]))
+        encoded = values["desired"]
+        # Never an empty set for want of one: that would stop everything.
+        desired = None if encoded is None else node_pb2.Desired.FromString(base64.b64decode(encoded))
         return Applied(generation=int(values["generation"]), leader_epoch=int(values["leader_epoch"]), desired=desired)
     except (OSError, ValueError, KeyError, TypeError, DecodeError):
         return Applied()
@@ -60,11 +62,11 @@ def load_applied(data_dir: Path) -> Applied:
 
 def save_applied(data_dir: Path, applied: Applied) -> None:
     """Write `applied` whole or not at all; it holds engine keys, hence 0600."""
-    message = applied.desired or node_pb2.Desired()
+    message = applied.desired
     values = {
         "generation": applied.generation,
         "leader_epoch": applied.leader_epoch,
-        "desired": base64.b64encode(message.SerializeToString()).decode(),
+        "desired": None if message is None else base64.b64encode(message.SerializeToString()).decode(),
     }
     cluster.write_private(data_dir / "applied.json", json.dumps(values) + "\n")
 

@@ -204,6 +204,7 @@ class _Connection:
                 message=f"the controller reigns in epoch {ack.leader_epoch}, this node has seen {seen}",
                 pause_s=_BACK_OFF_CAP_S,
             )
+        await self._parts.supervisor.see_epoch(ack.leader_epoch)
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
         self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)

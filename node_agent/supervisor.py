@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from core.errors import Failure
@@ -54,6 +55,13 @@ class Supervisor:
         self._applied = await asyncio.to_thread(identity.load_applied, self._data_dir)
         if self._applied.desired is not None:
             await self._sync(self._applied.desired)
+
+    async def see_epoch(self, leader_epoch: int) -> None:
+        """Remember the leader that this node obeys now: what an earlier one still sends is not applied."""
+        async with self._applying:
+            if leader_epoch > self._applied.leader_epoch:
+                self._applied = replace(self._applied, leader_epoch=leader_epoch)
+                await asyncio.to_thread(identity.save_applied, self._data_dir, self._applied)
 
     async def apply(self, desired: node_pb2.Desired) -> bool:
         """Apply `desired` unless a newer or equal one, or a newer leader's, was applied; return whether it was."""

@@ -5,6 +5,7 @@ and `node_agent.runner` (memory). A driver that hangs costs its own devices only
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ class Lane:
         self.source = source
         self._deadline_s = deadline_s
         self._pending: asyncio.Future[object] | None = None
+        self._is_hanging = False
 
     async def call(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, from a thread of its own.
@@ -54,6 +56,8 @@ class Lane:
             TimeoutError: it, or a call before it, has not returned within the deadline. Whatever `work` raises.
         """
         loop = asyncio.get_running_loop()
+        if self._is_hanging and self._pending is not None and not self._pending.done():
+            raise TimeoutError  # at once: heartbeats must not wait for a dead driver each time
         async with asyncio.timeout(self._deadline_s):
             while self._pending is not None and not self._pending.done():
                 await asyncio.wait({self._pending})
@@ -71,13 +75,18 @@ class Lane:
                 value = work()
             except Exception as error:  # noqa: BLE001 - the thread's outermost frame; the waiter gets it
                 problem = error
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(settle, value, problem)
 
         # A daemon thread: one that hangs in a driver must not keep the process from ending.
         threading.Thread(target=body, name="devices", daemon=True).start()
-        async with asyncio.timeout(self._deadline_s):
-            return await asyncio.shield(answer)
+        self._is_hanging = False
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            self._is_hanging = True
+            raise
 
 
 class Devices:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.infra import processes
-from node_agent import agent, shim_client
+from node_agent import agent, identity, shim_client
 from protos.slice.node.v1 import node_pb2
 from tests.node_agent import controllers, nodes, trees, wheels
 from tests.node_agent.controllers import Controller
@@ -93,6 +93,29 @@ async def test_a_restarted_node_agent_adopts_the_same_engine(
     assert controller.observed[-1].applied_generation == 1
 
 
+async def test_killing_the_node_agent_at_any_moment_never_doubles_an_engine(node: Node, controller: Controller) -> None:
+    controller.desired = nodes.desired(1, nodes.want())
+    events = 0
+    for moment in ("desired_received", "starting", "ready", "replica_adopted"):
+        await node.start()
+        await trees.until(lambda: moment in node.log.read_text()[events:])  # noqa: B023 - awaited within the round
+        await node.end(signal.SIGKILL)
+        events = len(node.log.read_text())
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    report = await nodes.until_state(controller, "ready")
+    marker = f"{node.data_dir}/replicas/rep_one/work/fake.json".encode()
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker in _read(path)]
+    assert [path.parent.name for path in running] == [str(report.pid)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 async def test_an_engine_that_died_while_nobody_watched_is_started_again(node: Node, controller: Controller) -> None:
     await node.start()
     await trees.until(lambda: controller.hellos)
@@ -163,6 +186,25 @@ async def test_a_lower_generation_and_an_older_leader_change_nothing(node: Node,
     await trees.until(lambda: len(controller.beats) > beats + 2)
     report = controller.replica("rep_one")
     assert (report.state, report.pid, controller.observed[-1].applied_generation) == ("ready", first.pid, 5)
+
+
+async def test_a_set_of_a_leader_before_the_one_that_answered_is_not_applied(
+    node: Node, controller: Controller
+) -> None:
+    controller.leader_epoch = 3
+    await node.start()
+    await trees.until(lambda: controller.beats)
+    await controller.tell(desired=node_pb2.Desired(leader_epoch=2, generation=1, replicas=[nodes.want()]))
+    await controller.tell(desired=node_pb2.Desired(leader_epoch=3, generation=2))
+    await trees.until(lambda: controller.observed[-1].applied_generation == 2)
+    assert controller.replica("rep_one") is None
+
+
+def test_having_met_a_leader_is_not_having_been_told_to_hold_nothing(tmp_path: Path) -> None:
+    identity.save_applied(tmp_path, identity.Applied(leader_epoch=3))
+    assert identity.load_applied(tmp_path) == identity.Applied(leader_epoch=3, desired=None)
+    (tmp_path / "applied.json").write_text("damaged")
+    assert identity.load_applied(tmp_path).desired is None
 
 
 async def test_a_deaf_controller_is_left_and_dialled_again(node: Node, controller: Controller) -> None:
