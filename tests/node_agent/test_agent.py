@@ -104,7 +104,7 @@ async def test_killing_the_node_agent_at_any_moment_never_doubles_an_engine(node
     await node.start()
     await trees.until(lambda: controller.hellos)
     report = await nodes.until_state(controller, "ready")
-    marker = f"{node.data_dir}/replicas/rep_one/work/fake.json".encode()
+    marker = str(node.data_dir / "replicas" / "rep_one" / "work" / "fake.json").encode()
     running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker in _read(path)]
     assert [path.parent.name for path in running] == [str(report.pid)]
 
