@@ -49,7 +49,11 @@ def router(stage: Stage, metrics: MetricsPage) -> APIRouter:
             if name in (row.name, row.node_id) and row.node_id in seen.live:
                 return views.node(row, seen)
         known = [row.name for row in seen.picture.nodes]
-        raise Failure("node.not_found", f"there is no node {name!r}.{did_you_mean(name, known)}", hint="`slice nodes`")
+        raise Failure(
+            "node.not_found",
+            f"there is no node {name!r}.{did_you_mean(name, known)}",
+            hint="`slice node list` shows all",
+        )
 
     @routes.get("/api/v1/routes")
     async def route_table() -> dict[str, Any]:

@@ -84,9 +84,10 @@ class Commit:
                 changed += await self._stop(work, stop)
             changed += await self._steps(work, steps)
             for refusal in refusals:
-                await self._refuse(work, refusal)
+                changed += await self._refuse(work, refusal)
             for deployment_id in _cured(picture, plan):
                 await store.cure(connection, deployment_id)
+                changed += 1
         return changed
 
     async def _start(self, work: _Work, start: Start) -> int:
@@ -155,7 +156,7 @@ class Commit:
             changed += await registry_store.assign_pull(work.connection, pull_id, node_id)
         return changed
 
-    async def _refuse(self, work: _Work, refusal: Refusal) -> None:
+    async def _refuse(self, work: _Work, refusal: Refusal) -> int:
         row = {
             "deployment_id": refusal.deployment_id,
             "code": refusal.code,
@@ -169,16 +170,18 @@ class Commit:
         if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
             raise StalePlanError
         await store.refuse(work.connection, row)
-        if known.get(refusal.deployment_id) != refusal.code:
-            happening = Happening(
-                kind="placement_refused",
-                subject_kind=Subject.DEPLOYMENT,
-                subject=deployment.name,
-                reason=refusal.code,
-                message=refusal.message,
-                data={"nodes": row["nodes"]},
-            )
-            await self._events.record(work.connection, happening)
+        if known.get(refusal.deployment_id) == refusal.code:
+            return 0  # only its numbers moved: no event, and no second look, which would move them again
+        happening = Happening(
+            kind="placement_refused",
+            subject_kind=Subject.DEPLOYMENT,
+            subject=deployment.name,
+            reason=refusal.code,
+            message=refusal.message,
+            data={"nodes": row["nodes"]},
+        )
+        await self._events.record(work.connection, happening)
+        return 1
 
     async def _record(
         self, work: _Work, kind: str, replica_id: str, message: str, reason: str, data: Mapping[str, object]

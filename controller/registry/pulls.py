@@ -53,7 +53,9 @@ class Pulls:
         """
         found = await store.pull(connection, pull_id)
         if found is None:
-            raise Failure("registry.pull_not_found", f"there is no pull {pull_id!r}", hint="`slice pull --list`")
+            raise Failure(
+                "registry.pull_not_found", f"there is no pull {pull_id!r}", hint="GET /api/v1/pulls lists them"
+            )
         return found
 
     async def begin(self, name: str, source: str | None) -> Pull:
