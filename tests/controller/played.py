@@ -42,6 +42,7 @@ class PlayedNode:
         self.sequence = 0
         self._channel: Any = None
         self._call: Any = None
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "PlayedNode":
@@ -59,7 +60,7 @@ class PlayedNode:
         self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=CHANNEL_OPTIONS)
         stub: Any = node_pb2_grpc.NodeControlStub(self._channel)
         self._call = stub.Session(metadata=bearer(NODE))
-        await self._call.write(node.NodeMessage(hello=self.hello()))
+        await self.say(node.NodeMessage(hello=self.hello()))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._beat())]
 
     async def hang_up(self) -> None:
@@ -110,10 +111,11 @@ class PlayedNode:
 
     async def observe(self) -> None:
         """Send everything held."""
-        await self._call.write(node.NodeMessage(observed=self.observed()))
+        await self.say(node.NodeMessage(observed=self.observed()))
 
     async def say(self, message: node.NodeMessage) -> None:
-        await self._call.write(message)
+        async with self._writing:
+            await self._call.write(message)
 
     async def set(self, replica_id: str, state: str, **fields: Any) -> None:
         """Report one replica in `state`."""
@@ -151,7 +153,7 @@ class PlayedNode:
                     sequence=self.sequence, applied_generation=self.generation, devices=self.devices()
                 )
                 with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await self._call.write(node.NodeMessage(heartbeat=beat))
+                    await self.say(node.NodeMessage(heartbeat=beat))
             await asyncio.sleep(0.1)
 
     async def _read(self) -> None:
@@ -218,6 +220,7 @@ class PlayedDoor:
         self.applied = 0
         self._channel: Any = None
         self._call: Any = None
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "PlayedDoor":
@@ -239,13 +242,13 @@ class PlayedDoor:
 
     async def report(self) -> None:
         """Say what is applied and what is in flight."""
-        await self._call.write(
-            routes.DoorReport(
-                door_id=self.door_id,
-                applied_version=self.applied,
-                loads=[routes.ReplicaLoad(replica_id=key, in_flight=count) for key, count in self.loads.items()],
-            )
+        report = routes.DoorReport(
+            door_id=self.door_id,
+            applied_version=self.applied,
+            loads=[routes.ReplicaLoad(replica_id=key, in_flight=count) for key, count in self.loads.items()],
         )
+        async with self._writing:
+            await self._call.write(report)
 
     async def apply(self) -> None:
         """Apply the newest table."""
