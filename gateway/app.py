@@ -14,7 +14,7 @@ from core.clock import Clock
 from core.errors import Failure
 from core.infra.logs import Log
 from gateway import keys
-from gateway.body import ClientGone, Receive, read_body
+from gateway.body import ClientGone, Receive, discard_body, read_body
 from gateway.openai import errors, models, requests
 from gateway.relay import Call, ClientStalled, Relay, Send, unknown_model
 from gateway.table import Table
@@ -98,6 +98,8 @@ class DoorApp:
         except Exception as error:  # noqa: BLE001 - the outermost frame of a request
             self._log.error("request_failed", path=scope["path"], exc=error)
             failure = Failure("internal.unexpected", "unexpected")
+        if failure.code == "request.body_too_large" and _header(scope, b"expect") is None:
+            await discard_body(receive)
         if not answered.has_begun:
             await self._refuse(scope, send, failure)
 
@@ -120,7 +122,7 @@ class DoorApp:
             methods = self._routes.get(scope["path"]) or self._one_model
             headers.append((b"allow", ", ".join(sorted(methods)).encode()))
         if failure.code in ("request.body_too_large", "request.body_timeout"):
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
+            headers.append((b"connection", b"close"))  # what may still come of the body is not read
         await _respond(send, errors.status_of(failure), errors.error_body(failure), headers)
 
     async def _health(self, scope: Scope, _: Receive, send: Send, __: float) -> None:

@@ -13,6 +13,13 @@ TIMEOUT_PER_MIB_S = 1.0
 """A client gets 30 s plus 1 s for every MiB that it may send; a slow sender holds a connection no longer."""
 
 
+DISCARD_LIMIT_BYTES = 64 * MIB
+DISCARD_TIMEOUT_S = 10.0
+DISCARD_PAUSE_S = 0.5
+"""What is read and thrown away of a body that is too large: most clients read no answer before all is sent, and a
+connection closed under them shows as a broken pipe instead of the reason. A client that pauses is waiting for us."""
+
+
 class ClientGone(Exception):
     """The client closed its connection."""
 
@@ -46,6 +53,21 @@ async def read_body(receive: Receive, declared: bytes | None, limit_bytes: int) 
         raise Failure(
             "request.body_timeout", "The request's body did not arrive in time", hint="send it again"
         ) from None
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read on without keeping anything: at most `DISCARD_LIMIT_BYTES` and `DISCARD_TIMEOUT_S`, until a pause."""
+    size = 0
+    try:
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            while size < DISCARD_LIMIT_BYTES:
+                async with asyncio.timeout(DISCARD_PAUSE_S):
+                    message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 def _too_large(limit_bytes: int) -> Failure:

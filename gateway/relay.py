@@ -202,8 +202,8 @@ class Relay:
     def failure_of(self, route: Route, status: int, body: bytes) -> Failure:
         """Return our failure for an engine's error reply, or for the error event of a stream (status 200)."""
         dialect = self._dialect_of(route.engine)
-        overflow = dialect.overflow_types if dialect else frozenset()
-        return errors.engine_failure(status, body, overflow, route.public_name)
+        types, phrases = (dialect.overflow_types, dialect.overflow_phrases) if dialect else (frozenset(), ())
+        return errors.engine_failure(status, body, types, route.public_name, overflow_phrases=phrases)
 
     @property
     def idle_s(self) -> float:

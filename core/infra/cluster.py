@@ -18,8 +18,9 @@ BLOCK_FORMAT = 1
 PORTS_PER_CLUSTER = 100
 SECRETS = ("operator_token", "node_token", "door_token", "key_pepper", "engine_seed", "ray_token")
 """Secrets made at first start; `api_key` joins them when `slice up` has minted the first key."""
-_SUN_PATH_MAX = 107  # sockaddr_un.sun_path, unix(7)
-_LONGEST_TAIL = 72  # Ray's "/ray/session_<26 characters>_<pid>/sockets/plasma_store"
+_RUNTIME_DIR_MAX = 34
+"""Longest runtime directory: Serve's HAProxy binds a socket 69 characters below `<runtime>/ray`, and unix(7) ends a
+socket path at 107 (`gateway/ray_node.py` says which)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,16 +131,19 @@ PORTS: Mapping[str, int] = {
 def runtime_dir_of(data_dir: Path, environment: Mapping[str, str]) -> Path:
     """Return the short runtime directory of a data directory: keyed by a hash of its resolved path.
 
+    Below SLICE_RUNTIME_DIR, else /tmp; not below XDG_RUNTIME_DIR, which vanishes when its user logs out while the
+    cluster serves on.
+
     Raises:
-        Failure: `cluster.path_too_long` when even the short form would make socket paths over 107 bytes.
+        Failure: `cluster.path_too_long` when socket paths below it would be too long for the kernel.
     """
-    key = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
-    base = environment.get("SLICE_RUNTIME_DIR") or environment.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - made 0700 and checked below
-    chosen = Path(base) / f"slice-{os.getuid()}-{key}"
-    if len(str(chosen)) + _LONGEST_TAIL > _SUN_PATH_MAX:
+    key = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:10]
+    base = environment.get("SLICE_RUNTIME_DIR") or "/tmp"  # noqa: S108 - made 0700, its owner checked
+    chosen = Path(base) / f"slice-{key}"
+    if len(str(chosen)) > _RUNTIME_DIR_MAX:
         raise Failure(
             "cluster.path_too_long",
-            f"socket paths below {chosen} would pass {_SUN_PATH_MAX} bytes",
+            f"{chosen} is too long: unix sockets below it would pass 107 bytes",
             hint="set SLICE_RUNTIME_DIR to a shorter directory, e.g. /run/slice",
         )
     return chosen

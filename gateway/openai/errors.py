@@ -122,17 +122,25 @@ def refusal_text(message: object) -> str:
     return line
 
 
-def engine_failure(status: int, body: bytes, overflow_types: frozenset[str], model: str) -> Failure:
+def engine_failure(
+    status: int,
+    body: bytes,
+    overflow_types: frozenset[str],
+    model: str,
+    *,
+    overflow_phrases: tuple[str, ...] = (),
+) -> Failure:
     """Return our failure for an engine's reply of `status` (400 to 599, or 200 for an error inside a stream).
 
     The decision, first match wins:
-    1. an error type of the dialect's `overflow_types`: the prompt does not fit
+    1. an error type of the dialect's `overflow_types`, or a message with one of its phrases: the prompt does not fit
     2. 400, 413, 422: the engine refuses the request; its cleaned words are shown
     3. 429, 503: the engine is busy or still loading; another replica may do
     4. anything else, 401, 403 and 404 included (our own key and path, not the client's): the engine failed
     """
     error = engine_error(body)
-    if isinstance(error.type, str) and error.type in overflow_types:  # 1
+    said = error.message if isinstance(error.message, str) else ""
+    if error.type in overflow_types or any(phrase in said for phrase in overflow_phrases):  # 1
         return Failure(
             "door.context_length_exceeded",
             f"The prompt does not fit into the context of model '{model}'",

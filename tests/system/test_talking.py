@@ -104,7 +104,8 @@ def raw(running: Running, body: bytes, path: str = "/chat/completions") -> tuple
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refused:
-        return refused.code, json.load(refused)
+        with refused:
+            return refused.code, json.load(refused)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,12 @@ def test_the_official_client_gets_embeddings_in_both_encodings(running: Running)
     packed = client.embeddings.create(model="smollm2", input="sea").data[0].embedding
     assert len(floats) == 576
     assert packed == pytest.approx(floats, abs=1e-5)
+
+
+def test_an_embedding_input_that_does_not_fit_is_an_overflow_like_any_other(running: Running) -> None:
+    code, answer = raw(running, json.dumps({"model": "smollm2", "input": "x " * 900}).encode(), "/embeddings")
+    assert code == 400
+    assert answer["error"]["code"] == "context_length_exceeded"  # type: ignore[index]
 
 
 def test_run_streams_an_answer_on_the_command_line(running: Running) -> None:
