@@ -58,6 +58,17 @@ class FileReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineFact:
+    """Whether one engine can run on a node, on which devices, and if not, why."""
+
+    engine: str
+    is_usable: bool
+    reason: str
+    device_kinds: tuple[str, ...]
+    installed_versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """Everything one node holds: it replaces what was known of the node."""
 
@@ -65,3 +76,4 @@ class Observation:
     applied_generation: int
     replicas: tuple[ReplicaReport, ...]
     files: tuple[FileReport, ...]
+    engines: tuple[EngineFact, ...] = ()

@@ -1,4 +1,4 @@
-"""What the machine has: the inventory a node sends when it says hello.
+"""What the machine has: the inventory a node sends when it says hello, and its engines with every observed set.
 
 Comes in: the data directory, devices, adapters. Goes out: protobuf. Called by `node_agent.session` at each connection.
 """
@@ -40,6 +40,16 @@ def disk_free_bytes(data_dir: Path) -> int:
     return shutil.disk_usage(data_dir).free
 
 
+def _host_facts(readings: tuple[DeviceReading, ...]) -> HostFacts:
+    return HostFacts(
+        system=platform.system().lower(),
+        machine=platform.machine(),
+        cpu_count=len(os.sched_getaffinity(0)),
+        memory_bytes=int(psutil.virtual_memory().total),
+        devices=readings,
+    )
+
+
 class Inventory:
     """Reads the machine anew at each call."""
 
@@ -51,19 +61,18 @@ class Inventory:
         self._engines = engines
         self._adapters = adapters
 
+    async def engines(self) -> list[node_pb2.EngineFact]:
+        """Return which engines can run here now, and which versions are installed."""
+        readings = await self._devices.readings()
+        return await asyncio.to_thread(self._engine_facts, _host_facts(readings))
+
     async def message(self) -> node_pb2.Inventory:
         """Return the inventory as it travels."""
         readings = await self._devices.readings()
         return await asyncio.to_thread(self._message, readings)
 
     def _message(self, readings: tuple[DeviceReading, ...]) -> node_pb2.Inventory:
-        host = HostFacts(
-            system=platform.system().lower(),
-            machine=platform.machine(),
-            cpu_count=len(os.sched_getaffinity(0)),
-            memory_bytes=int(psutil.virtual_memory().total),
-            devices=readings,
-        )
+        host = _host_facts(readings)
         disk = shutil.disk_usage(self._data_dir)
         return node_pb2.Inventory(
             hostname=socket.gethostname(),
@@ -74,8 +83,11 @@ class Inventory:
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
             devices=[reading_message(reading) for reading in readings],
-            engines=[self._fact(adapter, host) for adapter in self._adapters()],
+            engines=self._engine_facts(host),
         )
+
+    def _engine_facts(self, host: HostFacts) -> list[node_pb2.EngineFact]:
+        return [self._fact(adapter, host) for adapter in self._adapters()]
 
     def _fact(self, adapter: Adapter, host: HostFacts) -> node_pb2.EngineFact:
         found = adapter.fingerprint(host)

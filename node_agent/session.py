@@ -271,7 +271,9 @@ class _Connection:
                 beat_at = loop.time() + interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * parts.chance() - 1.0))
             if parts.supervisor.changed.is_set() or loop.time() >= observed_at:
                 parts.supervisor.changed.clear()
-                await call.write(node_pb2.NodeMessage(observed=parts.supervisor.observed()))
+                observed = parts.supervisor.observed()
+                observed.engines.extend(await parts.inventory.engines())
+                await call.write(node_pb2.NodeMessage(observed=observed))
                 observed_at = loop.time() + _OBSERVED_EVERY_S
             await self._pause(min(beat_at, observed_at) - loop.time())
         await call.write(node_pb2.NodeMessage(goodbye=node_pb2.Goodbye(reason="the node agent was told to end")))

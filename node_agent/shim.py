@@ -34,7 +34,7 @@ _RECORD_FORMAT = 1
 
 def _stat_fields(pid: int) -> list[str] | None:
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="latin-1") as stream:  # a name may be any bytes
             text = stream.read()
     except OSError:
         return None

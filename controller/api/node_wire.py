@@ -8,12 +8,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from controller.exchange import FileReport, Observation, ReplicaReport
+from controller.exchange import EngineFact, FileReport, Observation, ReplicaReport
 from controller.fleet.model import (
     Ack,
     ControllerMessage,
     DesiredSet,
-    EngineFact,
     FileOrder,
     Goodbye,
     Heartbeat,
@@ -115,6 +114,7 @@ def observation(node_id: NodeId, message: pb.Observed) -> Observation:
         applied_generation=_size(message.applied_generation),
         replicas=tuple(_replica(report) for report in message.replicas),
         files=tuple(_file(report) for report in message.files),
+        engines=tuple(_engine(fact) for fact in message.engines),
     )
 
 

@@ -61,7 +61,7 @@ def pull(row: Pull, seen: Seen) -> Json:
         "error": error,
         "created_at": instant(row.created_at),
         "finished_at": instant(row.finished_at),
-        "waiting": _pull_waiting(row, seen) if is_open else "",
+        "waiting": _pull_waiting(row, seen, is_whole=0 < total <= done) if is_open else "",
     }
 
 
@@ -71,7 +71,7 @@ def _file_report(row: Pull, seen: Seen) -> FileReport | None:
     return next((report for report in files if report.want_id == row.pull_id), None)
 
 
-def _pull_waiting(row: Pull, seen: Seen) -> str:
+def _pull_waiting(row: Pull, seen: Seen, *, is_whole: bool) -> str:
     node = seen.live.get(NodeId(row.node_id)) if row.node_id else None
     if node is None:
         if not seen.live:
@@ -82,7 +82,9 @@ def _pull_waiting(row: Pull, seen: Seen) -> str:
         return f"no node is ready: {silent.name} has not been heard of for {text_from_seconds(silent.silent_s)}"
     if node.state is not NodeState.READY:
         return f"node {node.name} has not been heard of for {text_from_seconds(node.silent_s)}"
-    return "" if row.state == PullState.RUNNING.value else f"node {node.name} has been asked to bring it"
+    if row.state != PullState.RUNNING.value:
+        return f"node {node.name} has been asked to bring it"
+    return "the download is checked and unpacked" if is_whole else ""
 
 
 def model(row: Model, every: CatalogueOfModels, deployments: tuple[Deployment, ...]) -> Json:

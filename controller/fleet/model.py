@@ -8,21 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller.exchange import Observation
+from controller.exchange import EngineFact, Observation
 from core.devices import DeviceKind, DeviceReading
 from core.ids import DeviceId, NodeId, PullId, ReplicaId
 from core.states import Desired, NodeState
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineFact:
-    """Whether one engine can run on a node, on which devices, and if not, why."""
-
-    engine: str
-    is_usable: bool
-    reason: str
-    device_kinds: tuple[str, ...]
-    installed_versions: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

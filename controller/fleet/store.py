@@ -6,6 +6,7 @@ from dataclasses import asdict
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from controller.exchange import EngineFact
 from controller.fleet.model import DeviceRow, Hello, NodeRow
 from core.infra import postgres
 from core.names import NAME_PATTERN
@@ -35,6 +36,9 @@ INSERT INTO controller.device (node_id, device_id, kind, name, total_bytes, is_s
 VALUES (%(node_id)s, %(device_id)s, %(kind)s, %(name)s, %(total_bytes)s, %(is_simulated)s) ON CONFLICT DO NOTHING
 """
 _SET_STATE = "UPDATE controller.node SET state = %(state)s WHERE node_id = %(node_id)s AND state <> %(state)s"
+_SET_ENGINES = """
+UPDATE controller.node SET engines = %(engines)s WHERE node_id = %(node_id)s AND engines <> %(engines)s
+"""
 _SET_DESIRED = """
 UPDATE controller.node SET generation = %(generation)s, desired_digest = %(digest)s
  WHERE node_id = %(node_id)s AND generation < %(generation)s
@@ -100,8 +104,17 @@ def _row(hello: Hello, name: str) -> dict[str, object]:
         "memory_bytes": facts.memory_bytes,
         "disk_total_bytes": facts.disk_total_bytes,
         "labels": Jsonb(dict(hello.labels)),
-        "engines": Jsonb([asdict(engine) for engine in facts.engines]),
+        "engines": _engines(facts.engines),
     }
+
+
+def _engines(facts: tuple[EngineFact, ...]) -> Jsonb:
+    return Jsonb([asdict(engine) for engine in facts])
+
+
+async def set_engines(connection: postgres.Connection, node_id: str, facts: tuple[EngineFact, ...]) -> bool:
+    """Record which engines a node can run and has installed; return whether that is news."""
+    return bool(await postgres.execute(connection, _SET_ENGINES, {"node_id": node_id, "engines": _engines(facts)}))
 
 
 async def set_state(connection: postgres.Connection, node_id: str, state: str) -> bool:

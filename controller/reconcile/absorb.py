@@ -74,6 +74,8 @@ class Absorb:
             row = await _row(connection, node.node_id)
             is_applied = row is not None and node.observation.applied_generation >= row.generation > 0
             await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
+            if node.observation.engines:
+                await fleet_store.set_engines(connection, node.node_id, node.observation.engines)
             await self._pulls.absorb(connection, node.node_id, node.observation.files)
 
 

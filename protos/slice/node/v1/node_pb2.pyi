@@ -138,14 +138,16 @@ class Heartbeat(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., applied_generation: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceReading, _Mapping]]] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
 
 class Observed(_message.Message):
-    __slots__ = ("applied_generation", "replicas", "files")
+    __slots__ = ("applied_generation", "replicas", "files", "engines")
     APPLIED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
     applied_generation: int
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     files: _containers.RepeatedCompositeFieldContainer[FileReport]
-    def __init__(self, applied_generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileReport, _Mapping]]] = ...) -> None: ...
+    engines: _containers.RepeatedCompositeFieldContainer[EngineFact]
+    def __init__(self, applied_generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileReport, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[EngineFact, _Mapping]]] = ...) -> None: ...
 
 class ReplicaReport(_message.Message):
     __slots__ = ("replica_id", "incarnation", "state", "code", "message", "log_tail", "pid", "host", "port", "load_s", "memory_bytes", "restarts", "retry_in_s", "exit_code", "exit_signal")
