@@ -18,9 +18,10 @@ from cli.cluster.parts import recorded
 from cli.cluster.supervisor import SupervisorLock
 from core.errors import Failure
 from core.infra import cluster
-from core.infra.cluster import ClusterBlock
+from core.infra.cluster import PORTS, ClusterBlock
 from core.infra.processes import family
 from core.units import GIB, MIB, text_from_bytes
+from gateway.exposure import expected_open_ports
 
 # Floors below which a known vulnerability or a fault that hit us is open; reasons beside each.
 FLOORS: tuple[tuple[str, str, str], ...] = (
@@ -211,32 +212,32 @@ async def _door_state(block: ClusterBlock) -> str:
 
 
 def _exposure(block: ClusterBlock) -> Iterable[Finding]:
-    """List what listens beyond loopback: Ray binds some ports everywhere whatever it is told."""
-    roots = set()
-    for name in ("controller", "node_agent", "postgres"):
-        process = recorded(block.parts_dir, name)
-        if process is not None:
-            roots.add(process.pid)
-    status = asyncio.run(_door_leader(block))
-    if status is not None:
-        roots.add(status)
-    pids = {item.pid for item in family(frozenset(roots))}
-    wide = sorted(
-        {
-            f"{item.name}:{item.port}"
-            for item in listeners.listeners()
-            if item.pid in pids and item.address in {"0.0.0.0", "::", "*"}  # noqa: S104 - looked for, not bound
-        }
-    )
-    yield Finding(
-        name="ports beyond loopback",
-        is_ok=None if wide else True,
-        detail=", ".join(wide) or "none",
-        hint="Ray binds these on every interface whatever it is told; they ask for its token, yet a firewall "
-        "should close them"
-        if wide
-        else "",
-    )
+    """List what listens, with what guards it; beyond loopback only the two ends that the settings put there may."""
+    pids = {item.pid for item in family(_roots(block))}
+    ours = [item for item in listeners.listeners() if item.pid in pids]
+    ports = {name: block.port(offset) for name, offset in PORTS.items()}
+    expected = expected_open_ports(host=block.host, port=block.door_port, replicas=1, ports=ports)
+    meant = {block.door_port, block.controller_port}
+    for item in sorted(ours, key=lambda one: one.port):
+        if item.address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}:
+            continue
+        known = next((one for one in expected if one.port <= item.port <= one.last_port), None)
+        purpose = f" ({known.purpose}; guarded by {known.guard})" if known else ""
+        yield Finding(
+            name="port beyond loopback",
+            is_ok=None if item.port in meant else False,
+            detail=f"{item.name} listens on {item.address}:{item.port}{purpose}",
+            hint="whoever reaches this machine reaches it: close it with a firewall, or listen on 127.0.0.1",
+        )
+    if all(item.address.removeprefix("::ffff:") in {"127.0.0.1", "::1"} for item in ours):
+        yield Finding(name="ports", is_ok=True, detail=f"{len(ours)}, all on loopback")
+
+
+def _roots(block: ClusterBlock) -> frozenset[int]:
+    """Return the pids above everything that the cluster runs, engines apart (their ports are checked as they start)."""
+    found = [recorded(block.parts_dir, name) for name in ("controller", "node_agent", "postgres")]
+    leader = asyncio.run(_door_leader(block))
+    return frozenset({item.pid for item in found if item is not None} | ({leader} if leader is not None else set()))
 
 
 async def _door_leader(block: ClusterBlock) -> int | None:

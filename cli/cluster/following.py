@@ -1,9 +1,11 @@
 """Showing a start to a person: steps with times on a terminal, plain lines in a pipe; everything on standard error."""
 
+import shutil
 import sys
 from typing import Protocol, TextIO
 
 from cli.cluster.journal import Line, Mark
+from core.infra.settings import process_environment
 
 _TITLES = {
     "postgres": "PostgreSQL",
@@ -63,7 +65,9 @@ class TerminalShow:
         if self._rows:
             self._stream.write(f"\x1b[{len(self._rows)}F")
         title = _TITLES.get(line.step, line.step)
-        self._rows[line.step] = f"{_SIGNS[line.mark]} {title:<24}{line.elapsed_s:6.1f}s  {line.message[:80]}"
+        row = f"{_SIGNS[line.mark]} {title:<24}{line.elapsed_s:6.1f}s  {line.message}"
+        # A row that wraps would be two lines, and the next redraw would begin one line too low.
+        self._rows[line.step] = row[: shutil.get_terminal_size().columns - 1]
         for row in self._rows.values():
             self._stream.write(f"\x1b[2K{row}\n")
         self._stream.flush()
@@ -73,5 +77,6 @@ class TerminalShow:
 
 
 def show_for(stream: TextIO = sys.stderr, *, is_plain: bool) -> Show:
-    """Return the way to show a start on `stream`."""
-    return PlainShow(stream) if is_plain or not stream.isatty() else TerminalShow(stream)
+    """Return the way to show a start on `stream`; plain also where a terminal cannot move its cursor."""
+    is_dumb = process_environment().get("TERM", "dumb") == "dumb"
+    return PlainShow(stream) if is_plain or is_dumb or not stream.isatty() else TerminalShow(stream)

@@ -103,7 +103,9 @@ def _already_up(request: UpRequest, loaded: Loaded) -> int:
                 hint="run `slice down` first, or use another --data-dir for a second cluster",
                 param=key,
             )
-    _follow(journal_file(block), None, is_plain=request.output == "json")
+    journal = journal_file(block)
+    if not any(line.mark is Mark.READY for line in JournalReader(journal).new_lines()):
+        _follow(journal, None, is_plain=request.output == "json")
     _tell(block, request.output, "already up: nothing to do")
     return 0
 
