@@ -83,18 +83,22 @@ def _pulled(client: AdminClient, pull_id: str, journal: Journal) -> bool:
     if pull["state"] in {"failed", "cancelled"}:
         error = pull.get("error") or {}
         raise _failure(error, f"the pull was {pull['state']}")
+    if pull["state"] == "done":
+        return True
     total = int(pull["bytes_total"])
     share = f" {100 * int(pull['bytes_done']) // total} %" if total else ""
     journal.write(Mark.PROGRESS, "starter", str(pull.get("waiting") or f"pulling {pull['model']}{share}"))
-    return bool(pull["state"] == "done")
+    return False
 
 
 def _is_serving(client: AdminClient, name: str, journal: Journal) -> bool:
     deployment = client.get("deployments", name)
     if deployment["state"] == "failed":
         raise _failure(deployment.get("refusal") or {}, str(deployment["waiting"]))
+    if deployment["state"] == "ready":
+        return True
     journal.write(Mark.PROGRESS, "starter", str(deployment["waiting"] or f"starting {name}"))
-    return bool(deployment["state"] == "ready")
+    return False
 
 
 def _failure(error: dict[str, Any], otherwise: str) -> Failure:
