@@ -6,7 +6,7 @@ from rich.status import Status
 from rich.text import Text
 
 from cli.human import harmless
-from cli.progress import pull_sentence
+from cli.pull_words import pull_sentence
 from cli.tables import Item
 from cli.terminal import Terminal
 

@@ -6,6 +6,7 @@ Sentences and pull objects come in; nothing is decided here. Called by `cli.pull
 from typing import Protocol
 
 from cli.human import size
+from cli.pull_words import pull_percent, pull_sentence
 from cli.tables import Item
 from cli.terminal import Terminal
 
@@ -67,20 +68,6 @@ class StepBar:
 
     def close(self) -> None:
         """Do nothing: lines stay."""
-
-
-def pull_percent(pull: Item) -> int | None:
-    """Return how much of a pull is done, 0 to 100, or None while its size is unknown."""
-    total = pull.get("bytes_total") or 0
-    return min(100, 100 * int(pull.get("bytes_done") or 0) // int(total)) if total > 0 else None
-
-
-def pull_sentence(pull: Item) -> str:
-    """Return what a pull does now, e.g. `pulling smollm2` or why it waits."""
-    name = pull.get("model") or "model"
-    if pull.get("waiting"):
-        return f"{name} waits: {pull['waiting']}"
-    return f"{name} is queued" if pull.get("state") == "queued" else f"pulling {name}"
 
 
 def status_line(terminal: Terminal) -> StatusLine:
