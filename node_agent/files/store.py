@@ -85,8 +85,12 @@ class FileStore:
     def _note_of(self, source: str) -> Path:
         return self._root.parent / "sources" / hashlib.sha256(source.encode()).hexdigest()
 
-    def put(self, partial: Path, stored: StoredFile, source: str, *, keep_original: bool) -> None:
-        """Make `partial`, whose digest was verified, a file of the store: renamed, or hard linked when it is kept.
+    def partial_of(self, source: str) -> Path:
+        """Return where a file from `source` is written while it is copied; swept when the node agent begins."""
+        return self._root.parent / "incoming" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.partial"
+
+    def put(self, partial: Path, stored: StoredFile, source: str) -> None:
+        """Make `partial`, a file of ours whose digest was verified, a file of the store by renaming it.
 
         Raises:
             Failure: `disk.full`.
@@ -97,10 +101,7 @@ class FileStore:
             target.with_name(f"{stored.sha256}.facts.json"),
             json.dumps({"facts_json": stored.facts_json, "chat_template_sha256": stored.chat_template_sha256}),
         )
-        if keep_original:
-            _link_or_copy(partial, target)
-        else:
-            partial.rename(target)
+        partial.rename(target)
         sync_file(target.parent)
         note = self._note_of(source)
         cluster.make_private_dir(note.parent)
@@ -108,21 +109,8 @@ class FileStore:
 
     def sweep_partials(self) -> None:
         """Remove what a copy interrupted by the node agent's death left."""
-        for partial in self._root.glob("??/*.partial"):
+        for partial in (*self._root.glob("??/*.partial"), *self._root.parent.glob("incoming/*.partial")):
             partial.unlink(missing_ok=True)
-
-
-def _link_or_copy(original: Path, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(original, partial)
-    except OSError:  # another file system, or one without hard links
-        require_space(target.parent, original.stat().st_size)
-        with disk_errors():
-            shutil.copyfile(original, partial)
-            sync_file(partial)
-    partial.rename(target)
 
 
 def sync_file(path: Path) -> None:
@@ -145,7 +133,7 @@ def require_space(directory: Path, size_bytes: int) -> None:
         raise Failure(
             "disk.full",
             f"{text_from_bytes(needed)} are needed below {directory}, {text_from_bytes(free)} are free",
-            hint="remove models that nobody deploys with `slice rm`, or free some space",
+            hint="free space on that disk, or start the cluster with another --data-dir on a larger one",
         )
 
 

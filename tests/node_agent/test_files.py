@@ -20,8 +20,9 @@ from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from core.sources import parse_source
 from node_agent.files import pypi
+from node_agent.files.local import take_local
 from node_agent.files.pulls import Pulls
-from node_agent.files.store import Cancelled, FileStore, require_space
+from node_agent.files.store import CHUNK_BYTES, Cancelled, FileStore, require_space
 from node_agent.files.wants import FileOrder
 from tests.node_agent import trees, wheels
 
@@ -182,13 +183,68 @@ async def test_a_bad_wheel_is_refused_and_removed(tmp_path: Path, make: Callable
         assert it.files() == []
 
 
-async def test_a_local_file_is_linked_not_copied(tmp_path: Path) -> None:
+async def test_a_local_file_is_copied_so_that_its_owner_cannot_change_the_store(tmp_path: Path) -> None:
     file = tmp_path / "mine.gguf"
     file.write_bytes(GGUF)
     async with bench(tmp_path) as it:
         stored = await it.pulls.ensure(FileOrder(source=f"file:{file}"))
-        assert it.store.path_of(stored.sha256).stat().st_ino == file.stat().st_ino
+        with file.open("ab") as stream:
+            stream.write(b"more")
+        kept = it.store.path_of(stored.sha256)
+        assert kept.stat().st_ino != file.stat().st_ino
+        assert kept.read_bytes() == GGUF
         assert [one.sha256 for one in it.pulls.stored()] == [wheels.sha256(GGUF)]
+        assert not [name for name in it.files() if name.endswith(".partial")]
+
+
+async def test_what_a_link_leads_to_is_stored(tmp_path: Path) -> None:
+    blob, link = tmp_path / "blobs" / "abc", tmp_path / "snapshots" / "model.gguf"
+    for path in (blob, link):
+        path.parent.mkdir()
+    blob.write_bytes(GGUF)
+    link.symlink_to("../blobs/abc")
+    async with bench(tmp_path) as it:
+        stored = await it.pulls.ensure(FileOrder(source=f"file:{link}"))
+        blob.unlink()
+        assert not it.store.path_of(stored.sha256).is_symlink()
+        assert it.store.path_of(stored.sha256).read_bytes() == GGUF
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "dangling link", "circle"])
+async def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "odd.gguf"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "dangling link":
+            path.symlink_to("nowhere")
+        case "circle":
+            path.symlink_to(path)
+    async with bench(tmp_path) as it:
+        with pytest.raises(Failure) as caught:
+            await it.pulls.ensure(FileOrder(source=f"file:{path}"))
+        assert caught.value.code == "source.not_found"
+        assert it.files() == []
+
+
+@pytest.mark.parametrize("reason", ["stopped", "grown"])
+def test_a_copy_that_ends_badly_leaves_nothing(tmp_path: Path, reason: str) -> None:
+    file, partial, stopped = tmp_path / "mine.gguf", tmp_path / "incoming" / "x.partial", threading.Event()
+    file.write_bytes(GGUF + b"\0" * (3 * CHUNK_BYTES))
+
+    def progress(done: int, total: int) -> None:
+        assert partial.stat().st_size <= total
+        if reason == "stopped":
+            stopped.set()
+        elif done < total:
+            with file.open("ab") as stream:
+                stream.write(b"more")
+
+    with pytest.raises(Cancelled if reason == "stopped" else Failure):
+        take_local(file, partial, stopped=stopped, progress=progress)
+    assert list(partial.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -214,11 +270,24 @@ async def test_a_bad_local_file_is_refused(
         assert it.files() == []
 
 
+def test_a_local_file_that_does_not_fit_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+    file, partial, stopped = tmp_path / "huge.gguf", tmp_path / "incoming" / "x.partial", threading.Event()
+    file.write_bytes(GGUF)
+    os.truncate(file, 8 * 1024**4)  # a hole: it takes no space itself
+    stopped.set()
+    with pytest.raises((Failure, Cancelled)) as caught:
+        take_local(file, partial, stopped=stopped, progress=lambda done, total: None)
+    # A file system that shares blocks needs no space: the copy is there at once, and only its digest is stopped.
+    assert isinstance(caught.value, Cancelled) or caught.value.code == "disk.full"
+    assert list(partial.parent.iterdir()) == []
+
+
 async def test_what_an_interrupted_copy_left_is_swept(tmp_path: Path) -> None:
     async with bench(tmp_path) as it:
         partial = it.store.path_of(wheels.sha256(GGUF)).with_suffix(".partial")
-        partial.parent.mkdir(parents=True)
-        partial.write_bytes(b"half")
+        for half in (partial, it.store.partial_of("file:/some/model.gguf")):
+            half.parent.mkdir(parents=True)
+            half.write_bytes(b"half")
         await it.pulls.open()
         assert it.files() == []
         assert it.pulls.stored() == ()
@@ -251,6 +320,8 @@ def test_too_little_space_is_refused_beforehand(tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
         require_space(tmp_path, 10**18)
     assert caught.value.code == "disk.full"
+    assert "--data-dir" in caught.value.hint
+    assert "slice rm" not in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Model files of the node's own disk: copied into a file of ours, never linked.
+
+Comes in: the path of a user's file. Goes out: a copy whose bytes were hashed as they were written. Called by
+`node_agent.files.pulls`, in a thread. The user may append to, truncate or remove the original at any time, so its inode
+must not be the store's; it may be a link, as in the caches of model hubs, and then what it leads to is taken.
+"""
+
+import fcntl
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from core.errors import Failure
+from core.ids import Sha256
+from core.infra import cluster
+from node_agent.files.store import CHUNK_BYTES, Cancelled, digest_of, disk_errors, require_gguf, require_space
+
+_FICLONE = 0x40049409
+"""_IOW(0x94, 9, int) of linux/fs.h: the target shares the source's blocks until one of the two is written."""
+
+
+def take_local(path: Path, partial: Path, *, stopped: threading.Event, progress: Callable[[int, int], None]) -> Sha256:
+    """Copy `path` to `partial` and return the SHA-256 of what was written. Blocks.
+
+    Shares blocks where the file system can, and needs no space then. `progress` hears bytes done and bytes in all.
+    Whatever is raised, no `partial` is left.
+
+    Raises:
+        Failure: `source.not_found`, `source.invalid` when the file changes meanwhile, `format.refused`, `disk.full`.
+        Cancelled: `stopped` was set.
+    """
+    cluster.make_private_dir(partial.parent)
+    with _opened(path) as original:
+        require_gguf(Path(f"/proc/self/fd/{original.fileno()}"), path.name)
+        try:
+            return _copied(original, path, partial, stopped, progress)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        # Not blocking: a named pipe without a writer would hold the thread for ever.
+        handle = os.open(path.resolve(strict=True), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError:
+        raise Failure("source.not_found", f"{path} cannot be read by the node agent", hint="check its mode") from None
+    except (OSError, RuntimeError):  # RuntimeError: links that lead in a circle
+        raise Failure("source.not_found", f"there is no file {path} on this node", hint="check the path") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Failure("source.not_found", f"{path} is no plain file", hint="check the path")
+    return os.fdopen(handle, "rb")
+
+
+def _copied(
+    original: IO[bytes],
+    path: Path,
+    partial: Path,
+    stopped: threading.Event,
+    progress: Callable[[int, int], None],
+) -> Sha256:
+    before = os.fstat(original.fileno())
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with disk_errors(), os.fdopen(handle, "wb") as out:
+        is_shared = _shares_blocks(original, out)
+        if not is_shared:
+            require_space(partial.parent, before.st_size)
+            digest = _hashed_copy(original, out, before.st_size, stopped, progress)
+    if is_shared:
+        return digest_of(partial, stopped, lambda done: progress(done, before.st_size))
+    after = os.fstat(original.fileno())
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise Failure(
+            "source.invalid",
+            f"{path} was changed while it was copied",
+            hint="pull it again when nothing writes to it any more",
+        )
+    return digest
+
+
+def _shares_blocks(original: IO[bytes], out: IO[bytes]) -> bool:
+    try:
+        fcntl.ioctl(out.fileno(), _FICLONE, original.fileno())
+    except OSError:  # another file system, or one that shares none
+        return False
+    return True
+
+
+def _hashed_copy(
+    original: IO[bytes], out: IO[bytes], size: int, stopped: threading.Event, progress: Callable[[int, int], None]
+) -> Sha256:
+    digest, done = hashlib.sha256(), 0
+    # Invariant: `done` never passes `size`, for which there is room, however the original grows.
+    while chunk := original.read(min(CHUNK_BYTES, size - done)):
+        if stopped.is_set():
+            raise Cancelled
+        digest.update(chunk)
+        out.write(chunk)
+        done += len(chunk)
+        progress(done, size)
+    return Sha256(digest.hexdigest())
