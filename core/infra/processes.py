@@ -1,9 +1,13 @@
 """Processes as facts: a pid together with its start time, so that a reused pid is never taken for ours."""
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+
+_OUR_OWN_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""These say nothing about the other process: nobody may be thought dead for want of file handles or memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +22,20 @@ def _stat_fields(pid: int) -> list[str] | None:
     try:
         # Latin-1: a process may name itself with any bytes at all.
         text = Path(f"/proc/{pid}/stat").read_text("latin-1")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except OSError as error:
+        if error.errno in _OUR_OWN_WANT:
+            raise
+        return None  # it is gone, or mounted with hidepid (proc(5)) and a stranger's: ours are always readable
     # The second field is the name in parentheses and may hold spaces and parentheses itself.
     return text[text.rindex(")") + 2 :].split()
 
 
 def mark(pid: int) -> ProcessMark | None:
-    """Return the mark of the living process `pid`, or None when there is none (a zombie counts as none)."""
+    """Return the mark of the living process `pid`, or None when there is none (a zombie counts as none).
+
+    Raises:
+        OSError: we have no file handles or no memory left to look.
+    """
     fields = _stat_fields(pid)
     if fields is None or fields[0] in "ZX":
         return None
