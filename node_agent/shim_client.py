@@ -297,8 +297,9 @@ async def sweep(record_dir: Path) -> int:
     """Kill what is left of a tree whose shim is dead or out of reach; return how many processes were killed.
 
     Only processes that the record or the node agent's `family.json` names are touched: the shim, the leader, the
-    leader's session, the noted family, and all their descendants. Nothing is touched when they are of another boot.
-    The caller has made sure by `find` that no shim can do this itself.
+    leader's session, the noted family, and all their descendants. Nothing is touched when they are of another boot, and
+    nothing but the shim when the record says that its tree is gone. The caller has made sure by `find` that no shim can
+    do this itself.
 
     Raises:
         Failure: `shim.lost` when processes survive 15 s of SIGKILL.
@@ -353,10 +354,12 @@ def _kill_round(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessM
     record = read_record(record_dir)
     if record is None or record.boot_id != boot_id():
         return set()
-    named = {mark for mark in (record.status.shim, record.status.leader) if mark is not None}
-    named |= set(_noted_family(record_dir)) | known
+    # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
+    is_gone = record.status.is_tree_gone
+    leader = None if is_gone else record.status.leader
+    named = {mark for mark in (record.status.shim, leader) if mark is not None} | known
+    named |= set() if is_gone else set(_noted_family(record_dir))
     roots = frozenset(mark.pid for mark in named if processes.is_alive(mark))
-    leader = record.status.leader
     # The leader's number cannot be given away while a process of its session lives; if somebody else has it now,
     # then nothing is left of that session, and a session of that number is a stranger's.
     is_reused = leader is not None and processes.mark(leader.pid) not in (None, leader)

@@ -229,3 +229,34 @@ async def test_a_record_of_another_boot_moves_nobody(tmp_path: Path, started: li
     (other / "record.json").write_text(json.dumps({**values, "boot_id": "another"}))
     assert await shim_client.sweep(other) == 0
     assert (await handle.status()).state == "running"
+
+
+async def test_after_a_clean_end_a_strangers_session_of_the_leaders_number_is_left_alone(
+    tmp_path: Path, started: list[ShimHandle]
+) -> None:
+    spec = trees.spec_of(tmp_path, "")
+    handle = await run(spec, started)
+    await handle.wait_exit()
+    await handle.stop(0)
+    await handle.release()
+    # As if the leader's number had come round again: a stranger's session, whose own leader has ended since.
+    program = "import os, signal\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\nsignal.pause()"
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-c", program, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert stranger.stdout is not None
+    left = processes.mark(int(await stranger.stdout.readline()))
+    assert left is not None
+    try:
+        assert await stranger.wait() == 0
+        file = spec.record_dir / "record.json"
+        values = json.loads(file.read_text())
+        assert values["tree_gone"] is True
+        values["leader"]["pid"] = stranger.pid
+        file.write_text(json.dumps(values))
+        shim_client.note_family(spec.record_dir, [left])
+        await trees.until(lambda: trees.is_gone(values["shim"]["pid"]))
+        assert await shim_client.sweep(spec.record_dir) == 0
+        assert processes.is_alive(left)
+    finally:
+        processes.send_signal(left, signal.SIGKILL)
