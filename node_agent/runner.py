@@ -10,7 +10,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from core.devices import CPU_DEVICE
 from core.errors import Failure
 from core.infra import cluster
 from core.infra.processes import ProcessMark
-from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
 from node_agent import launching, lifecycle, logs, measure, probe, replica, shim_client
 from node_agent.files.wants import FileOrder
 from node_agent.launching import Started
+from node_agent.memory import MemoryWatch
 from node_agent.ports import HOST
 from node_agent.replica import Bounds, Replica
 from node_agent.shim_client import ShimHandle, ShimStatus
@@ -31,11 +31,9 @@ from node_agent.surroundings import Surroundings
 from protos.slice.node.v1 import node_pb2
 
 _PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|errno[ =:]*98\b|only one usage of each socket", re.I)
-_MEASURE_EVERY_S = 5.0
 _FIRST_PROBE_S = 0.1
 _SLOWEST_START_PROBE_S = 1.0
 _HANG_GRACE_S = 2.0  # for an engine that does not answer: long enough for a core's last log lines
-_TELL_SHARE = 0.01  # a change of memory below one per cent is not worth a message
 
 
 class Runner:
@@ -48,7 +46,7 @@ class Runner:
         self._dir = around.replicas_dir / want.replica_id
         self._inbox: asyncio.Queue[lifecycle.Happened] = asyncio.Queue()
         self._machine = Replica(policy=around.policy)
-        self._guard = TaskGuard(around.log)
+        self._tasks = asyncio.TaskGroup()
         self._preparing: asyncio.Task[None] | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._handle: ShimHandle | None = None
@@ -111,13 +109,15 @@ class Runner:
         """Own the replica until cancelled; what runs already is adopted first.
 
         Raises:
-            Failure: `shim.lost` when an earlier shim lives and cannot be reached, or its tree cannot be killed.
+            ExceptionGroup: what ended the owner or one of its tasks, without which the replica would stay as it was for
+                ever; e.g. `Failure` `shim.lost` when an earlier shim lives and cannot be reached, or its tree cannot be
+                killed.
         """
         # Anew each time: after a fault of ours nothing that was thought before is trusted, only what is found.
         self._machine = Replica(policy=self._around.policy, incarnation=self._machine.incarnation)
         self._inbox = asyncio.Queue()
         self._clear_engine()
-        async with TaskGuard(self._around.log) as self._guard:
+        async with asyncio.TaskGroup() as self._tasks:
             await self._begin()
             while True:
                 await self._take(await self._next())
@@ -167,22 +167,28 @@ class Runner:
         )
         if machine.state is ReplicaState.READY and self._started is not None and not self._started.load_s:
             self._started = replace(self._started, load_s=machine.load_s)
-            self._guard.brief("note load", asyncio.to_thread(launching.save_started, self._dir, self._started))
+            self._tasks.create_task(self._note_load(self._started), name="note load")
+
+    async def _note_load(self, started: Started) -> None:
+        try:
+            await asyncio.to_thread(launching.save_started, self._dir, started)
+        except OSError as error:  # a full disk: an engine that is ready is not to be touched for that
+            self._around.log.warning("load_not_noted", replica=self.want.replica_id, reason=str(error))
 
     async def _perform(self, effect: lifecycle.Effect) -> None:
         match effect:
             case lifecycle.FetchFiles():
-                self._preparing = self._guard.brief("fetch", self._prepared(self._fetch, lifecycle.FilesReady()))
+                self._prepare("fetch", self._fetch, lifecycle.FilesReady())
             case lifecycle.InstallEngine():
-                self._preparing = self._guard.brief("install", self._prepared(self._install, lifecycle.EngineReady()))
+                self._prepare("install", self._install, lifecycle.EngineReady())
             case lifecycle.Spawn():
                 await self._spawn(effect.incarnation)
             case lifecycle.Watch():
                 self._watch()
             case lifecycle.EndEngine():
-                self._guard.brief("end", self._end(_HANG_GRACE_S))
+                self._tasks.create_task(self._end(_HANG_GRACE_S), name="end")
             case lifecycle.StopEngine():
-                self._guard.brief("stop", self._end(effect.grace_s))
+                self._tasks.create_task(self._end(effect.grace_s), name="stop")
             case lifecycle.Abandon():
                 if self._preparing is not None:
                     self._preparing.cancel()
@@ -235,9 +241,12 @@ class Runner:
 
     # -- preparing ------------------------------------------------------------------------------------------------
 
-    async def _prepared(self, work: Callable[[], object], good: lifecycle.Happened) -> None:
+    def _prepare(self, name: str, work: Callable[[], Awaitable[None]], good: lifecycle.Happened) -> None:
+        self._preparing = self._tasks.create_task(self._prepared(work, good), name=name)
+
+    async def _prepared(self, work: Callable[[], Awaitable[None]], good: lifecycle.Happened) -> None:
         try:
-            await work()  # type: ignore[misc]
+            await work()
         except Failure as failure:
             self._inbox.put_nowait(lifecycle.PreparationFailed(failure=failure, chance=self._around.chance()))
         else:
@@ -302,11 +311,24 @@ class Runner:
 
     def _watch(self) -> None:
         assert self._handle is not None
+        memory = MemoryWatch(
+            record_dir=self._dir,
+            uses_gpu=any(promise.device_id != CPU_DEVICE for promise in self.want.devices),
+            devices=self._around.devices,
+            log=self._around.log,
+        )
         self._watchers = [
-            self._guard.brief("watch exit", self._watch_exit(self._handle)),
-            self._guard.brief("watch health", self._watch_health(self._handle)),
-            self._guard.brief("watch memory", self._watch_memory()),
+            self._tasks.create_task(self._watch_exit(self._handle), name="watch exit"),
+            self._tasks.create_task(self._watch_health(self._handle), name="watch health"),
+            self._tasks.create_task(memory.run(self._shim, self._note_memory), name="watch memory"),
         ]
+
+    def _shim(self) -> ProcessMark | None:
+        return self._status.shim if self._status else None
+
+    def _note_memory(self, measured: int) -> None:
+        self._memory_bytes = measured
+        self._around.changed()
 
     async def _watch_exit(self, handle: ShimHandle) -> None:
         status = await shim_client.until_gone(handle, self._dir, self._note_trouble)
@@ -355,31 +377,11 @@ class Runner:
         return lifecycle.ProbePassed()
 
     async def _is_listener_ours(self) -> bool:
-        shim = self._status.shim if self._status else None
+        shim = self._shim()
         if shim is None:
             return True
         members = await asyncio.to_thread(measure.tree_below, shim)
         return await asyncio.to_thread(measure.is_listener_ours, self._port, members)
-
-    async def _watch_memory(self) -> None:
-        noted: list[ProcessMark] = []
-        uses_gpu = any(promise.device_id != CPU_DEVICE for promise in self.want.devices)
-        while True:
-            await self._pause(_MEASURE_EVERY_S if self._memory_bytes else _SLOWEST_START_PROBE_S)
-            shim = self._status.shim if self._status else None
-            if shim is None:
-                continue
-            members = await asyncio.to_thread(measure.tree_below, shim)
-            if members != noted:
-                await asyncio.to_thread(shim_client.note_family, self._dir, members)
-                noted = members
-            if uses_gpu:
-                measured = await self._around.devices.memory_of(frozenset(member.pid for member in members))
-            else:
-                measured = await asyncio.to_thread(measure.pss_bytes, members)
-            if abs(measured - self._memory_bytes) > self._memory_bytes * _TELL_SHARE:
-                self._memory_bytes = measured
-                self._around.changed()
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
