@@ -29,8 +29,11 @@ from node_agent.files.store import FileStore
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
 from node_agent.session import NodeFacts, Session
+from node_agent.subprocesses import Children
 from node_agent.supervisor import Supervisor
 from node_agent.surroundings import Surroundings
+
+_CHILDREN = "children"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +106,14 @@ async def _serve(
     changed = asyncio.Event()
     devices = Devices(sources_of(config.devices), log)
     environment = launching.installer_environment(config.environment)
+    children = Children(config.data_dir / _CHILDREN)
+    await _sweep(children, log)
     store = FileStore(config.data_dir / "store")
     pulls = Pulls(
         store=store,
         downloads=config.data_dir / "downloads",
-        fetcher=PypiFetcher(wheel_dir=config.wheel_dir, environment=environment, log=log),
+        fetcher=PypiFetcher(wheel_dir=config.wheel_dir, environment=environment, children=children, log=log),
+        children=children,
         guard=guard,
         log=log,
         changed=changed.set,
@@ -117,6 +123,7 @@ async def _serve(
         adapter=adapter,
         wheel_dir=config.wheel_dir,
         environment=environment,
+        children=children,
         guard=guard,
         log=log,
     )
@@ -168,6 +175,16 @@ async def _serve(
     log.info("node_agent_ended")
 
 
+async def _sweep(children: Children, log: Log) -> None:
+    try:
+        count = await children.sweep()
+    except Failure as failure:  # its engines are worth more than a pip that hangs in the kernel
+        log.error("orphans_survive", reason=str(failure))
+    else:
+        if count:
+            log.warning("orphans_killed", processes=count)
+
+
 async def _first_event(*events: asyncio.Event) -> None:
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
@@ -181,10 +198,14 @@ async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> No
     """End every engine of the node and its shim, so that no process and no socket of theirs is left.
 
     SIGTERM, `grace_s` seconds, SIGKILL to each whole tree, all at the same time; then what dead shims left is swept.
+    Downloads and installs that a killed node agent left are killed before all else.
     The node agent itself must have ended. Safe to call twice, and when nothing was ever started.
 
     Raises:
         Failure: `shim.lost` when a process survives even that.
     """
-    with contextlib.suppress(FileNotFoundError):
-        await supervisor.stop_all(data_dir / "replicas", shim_dir, grace_s)
+    try:
+        await Children(data_dir / _CHILDREN).sweep()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            await supervisor.stop_all(data_dir / "replicas", shim_dir, grace_s)

@@ -17,7 +17,7 @@ from core.errors import Failure
 from core.infra import cluster
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
-from node_agent import subprocesses
+from node_agent.subprocesses import Children
 
 _MARKER = "slice-engine.json"
 _INSTALL_DEADLINE_S = 3600.0  # several GB of CUDA libraries over a slow line
@@ -35,6 +35,7 @@ class EngineHouse:
         adapter: Callable[[str], Adapter],
         wheel_dir: str,
         environment: Mapping[str, str],
+        children: Children,
         guard: TaskGuard,
         log: Log,
     ) -> None:
@@ -42,6 +43,7 @@ class EngineHouse:
         self._adapter = adapter
         self._wheel_dir = wheel_dir
         self._environment = environment
+        self._children = children
         self._guard = guard
         self._log = log
         self._installs: dict[tuple[str, str], asyncio.Task[str | Failure]] = {}
@@ -117,7 +119,7 @@ class EngineHouse:
         await asyncio.to_thread(cluster.write_private, place / _MARKER, marker)
 
     async def _step(self, what: str, argv: tuple[str, ...]) -> None:
-        done = await subprocesses.run(argv, environment=self._environment)
+        done = await self._children.run(argv, environment=self._environment)
         if done.code == 0:
             return
         self._log.warning("engine_install_failed", step=what, output=done.output[-4000:])

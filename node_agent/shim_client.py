@@ -7,21 +7,22 @@ node agent for engines and by the cluster's supervisor for Ray. Must not signal 
 import asyncio
 import contextlib
 import json
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.errors import Failure
 from core.infra import cluster, processes
 from core.infra.processes import ProcessMark
+from node_agent import killing
+from node_agent.killing import boot_id as boot_id
 
 SHIM_PROGRAM = Path(__file__).with_name("shim.py")
 _START_DEADLINE_S = 20.0
 _ANSWER_DEADLINE_S = 10.0
 _KILL_DEADLINE_S = 30.0  # beyond the grace: processes in uninterruptible sleep take their time
-_SWEEP_DEADLINE_S = 15.0
 _TROUBLE_PAUSE_S = 2.0
 
 
@@ -90,14 +91,6 @@ def _status_of(values: Mapping[str, Any]) -> ShimStatus:
         spawn_error=values["spawn_error"],
         is_tree_gone=bool(values["tree_gone"]),
     )
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this boot, or "" where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def read_record(record_dir: Path) -> ShimRecord | None:
@@ -304,24 +297,11 @@ async def sweep(record_dir: Path) -> int:
     Raises:
         Failure: `shim.lost` when processes survive 15 s of SIGKILL.
     """
-    killed: set[ProcessMark] = set()
-    pause = asyncio.Event()
-    try:
-        async with asyncio.timeout(_SWEEP_DEADLINE_S):
-            while rest := await asyncio.to_thread(_kill_round, record_dir, frozenset(killed)):
-                killed |= rest
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(pause.wait(), 0.05)
-    except TimeoutError as error:
-        raise Failure(
-            "shim.lost",
-            f"processes of {record_dir.name} survive SIGKILL",
-            hint="look for processes in state D; a driver or disk hangs",
-        ) from error
+    count = await killing.kill_all(record_dir.name, partial(_left_of, record_dir))
     record = read_record(record_dir)
     if record is not None:
         record.socket_path.unlink(missing_ok=True)
-    return len(killed)
+    return count
 
 
 async def until_gone(handle: ShimHandle, record_dir: Path, on_trouble: Callable[[Failure], None]) -> ShimStatus | None:
@@ -350,25 +330,16 @@ async def until_gone(handle: ShimHandle, record_dir: Path, on_trouble: Callable[
             await asyncio.wait_for(pause.wait(), _TROUBLE_PAUSE_S)
 
 
-def _kill_round(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark]:
+def _left_of(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark]:
     record = read_record(record_dir)
     if record is None or record.boot_id != boot_id():
         return set()
-    # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
-    is_gone = record.status.is_tree_gone
-    leader = None if is_gone else record.status.leader
-    named = {mark for mark in (record.status.shim, leader) if mark is not None} | known
-    named |= set() if is_gone else set(_noted_family(record_dir))
-    roots = frozenset(mark.pid for mark in named if processes.is_alive(mark))
-    # The leader's number cannot be given away while a process of its session lives; if somebody else has it now,
-    # then nothing is left of that session, and a session of that number is a stranger's.
-    is_reused = leader is not None and processes.mark(leader.pid) not in (None, leader)
-    sessions = frozenset({leader.pid}) if leader is not None and not is_reused else frozenset()
-    oldest = min((mark.start_ticks for mark in named), default=0)
-    rest = {mark for mark in processes.family(roots, sessions) if mark.start_ticks >= oldest}
-    for mark in rest:
-        processes.send_signal(mark, signal.SIGKILL)
-    return rest
+    shim, leader = record.status.shim, record.status.leader
+    named = known if shim is None else known | {shim}
+    if record.status.is_tree_gone:
+        # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
+        return killing.left_of(named, None)
+    return killing.left_of(named | set(_noted_family(record_dir)), leader)
 
 
 def _noted_family(record_dir: Path) -> list[ProcessMark]:

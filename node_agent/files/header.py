@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import CODES, Failure
-from node_agent import subprocesses
+from node_agent.subprocesses import Children
 
 _DEADLINE_S = 10.0
 
@@ -23,7 +23,7 @@ class HeaderFacts:
     chat_template_sha256: str
 
 
-async def read_facts(path: Path) -> HeaderFacts:
+async def read_facts(path: Path, children: Children) -> HeaderFacts:
     """Return the facts of a GGUF file.
 
     Raises:
@@ -31,7 +31,7 @@ async def read_facts(path: Path) -> HeaderFacts:
     """
     try:
         async with asyncio.timeout(_DEADLINE_S):
-            done = await subprocesses.run(
+            done = await children.run(
                 (sys.executable, "-I", "-m", "node_agent.files.inspect", str(path)), environment={}
             )
         answer = json.loads(done.output)

