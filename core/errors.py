@@ -116,6 +116,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "cluster.not_running": (Kind.UNAVAILABLE, Retry.LATER),
     "cluster.install_incomplete": (Kind.CONFLICT, Retry.NEVER),
     "cluster.start_failed": (Kind.FAILED, Retry.LATER),
+    "cluster.stop_failed": (Kind.FAILED, Retry.LATER),
     "cluster.settings_differ": (Kind.CONFLICT, Retry.NEVER),
     "cluster.postgres_missing": (Kind.CONFLICT, Retry.NEVER),
     "cluster.postgres_failed": (Kind.FAILED, Retry.LATER),

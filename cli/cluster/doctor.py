@@ -13,9 +13,8 @@ from pathlib import Path
 import psutil
 from packaging.version import Version
 
-from cli.cluster import door, listeners, postgres, recording
+from cli.cluster import door, listeners, lock, postgres, recording
 from cli.cluster.parts import recorded
-from cli.cluster.supervisor import SupervisorLock
 from core.errors import Failure
 from core.infra import cluster
 from core.infra.cluster import PORTS, ClusterBlock
@@ -161,16 +160,16 @@ def _cluster(data_dir: Path) -> Iterable[Finding]:
         yield Finding(name="cluster", is_ok=None, detail=f"none in {data_dir}", hint="`slice up` makes one")
         yield from _ports_for_a_start(data_dir)
         return
-    holder = SupervisorLock(block.data_dir).holder()
-    if holder is None and not block.runtime_dir.exists():
+    supervisor = lock.supervisor(block.data_dir)
+    if supervisor is None and not block.runtime_dir.exists():
         yield Finding(name="cluster", is_ok=None, detail="down", hint="`slice up` starts it")
         yield from _ports_for_a_start(data_dir)
         return
     yield Finding(
         name="supervisor",
-        is_ok=holder is not None,
-        detail=f"pid {holder}" if holder else "gone; the rest serves on",
-        hint="" if holder else "`slice up` starts a new one, which adopts what runs",
+        is_ok=supervisor is not None,
+        detail=f"pid {supervisor.pid}" if supervisor else "gone; the rest serves on",
+        hint="" if supervisor else "`slice up` starts a new one, which adopts what runs",
     )
     yield from _parts(block)
     yield from _exposure(block)
@@ -207,8 +206,11 @@ def _parts(block: ClusterBlock) -> Iterable[Finding]:
 
 
 async def _door_state(block: ClusterBlock) -> str:
-    living = await door.handle(block)
-    return "not running" if living is None else (await living.status()).state
+    try:
+        living = await door.handle(block)
+        return "not running" if living is None else (await living.status()).state
+    except Failure as failure:
+        return failure.message
 
 
 def _exposure(block: ClusterBlock) -> Iterable[Finding]:
@@ -241,8 +243,9 @@ def _roots(block: ClusterBlock) -> frozenset[int]:
 
 
 async def _door_leader(block: ClusterBlock) -> int | None:
-    living = await door.handle(block)
-    if living is None:
+    try:
+        living = await door.handle(block)
+        leader = (await living.status()).leader if living is not None else None
+    except Failure:
         return None
-    leader = (await living.status()).leader
     return leader.pid if leader is not None else None

@@ -6,11 +6,12 @@ and the supervisor starts all of it anew: Ray holds nothing durable.
 """
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from cli.cluster.parts import Ended
+from cli.cluster.parts import Ended, last_line
 from core.errors import Failure
 from core.infra.cluster import ClusterBlock
 from node_agent import shim_client
@@ -36,10 +37,11 @@ async def handle(block: ClusterBlock) -> ShimHandle | None:
 
 async def clear(block: ClusterBlock) -> None:
     """End the door and everything it started, whether its shim lives or was killed."""
-    living = await handle(block)
-    if living is not None:
-        await living.stop(STOP_GRACE_S)
-        await living.release()
+    with contextlib.suppress(Failure):  # a shim that does not answer is swept with its tree
+        living = await handle(block)
+        if living is not None:
+            await living.stop(STOP_GRACE_S)
+            await living.release()
     await shim_client.sweep(door_record(block))
     door_socket(block).unlink(missing_ok=True)
 
@@ -69,9 +71,12 @@ class DoorPart:
 
     async def adopt(self) -> bool:
         """Attach to a living shim whose host program still runs."""
-        living = await handle(self._block)
-        if living is None or (await living.status()).state != "running":
-            return False
+        try:
+            living = await handle(self._block)
+            if living is None or (await living.status()).state != "running":
+                return False
+        except Failure:
+            return False  # it does not answer: `start` clears it away
         self._handle = living
         return True
 
@@ -93,6 +98,10 @@ class DoorPart:
             log_max_bytes=20 * 1024**2,
         )
         self._handle = await shim_client.start(spec, sys.executable)
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        return last_line(self._block.log_dir / "door.log")
 
     async def is_ready(self) -> bool:
         """Return whether the front door answers its health path."""

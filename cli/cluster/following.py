@@ -22,6 +22,7 @@ _SIGNS = {
     Mark.FAILED: "!! ",
     Mark.READY: "ok ",
     Mark.ENDED: "!! ",
+    Mark.STOPPING: "...",
 }
 
 

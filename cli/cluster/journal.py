@@ -4,6 +4,7 @@ The supervisor writes JSON lines to `RUNTIME/progress.jsonl`; `slice up` follows
 that finds a start under way.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Mark(StrEnum):
     DONE = "done"
     FAILED = "failed"  # one step failed and will be tried again
     READY = "ready"  # the whole cluster serves
+    STOPPING = "stopping"  # the cluster is being ended on request
     ENDED = "ended"  # the start is given up; `data` holds the failure
 
 
@@ -43,8 +45,9 @@ class Journal:
         self._clock = clock
         self._began = clock.monotonic()
         self._last: tuple[str, str, str] | None = None
-        self._file.write_text("")
-        self._file.chmod(0o600)
+        with contextlib.suppress(OSError):
+            self._file.write_text("")
+            self._file.chmod(0o600)
 
     def write(self, mark: Mark, step: str, message: str, data: Mapping[str, object] | None = None) -> None:
         """Append one line, unless it says again what the last one said."""
@@ -53,7 +56,8 @@ class Journal:
         self._last = (mark, step, message)
         elapsed = round(self._clock.monotonic() - self._began, 3)
         record = {"mark": mark.value, "step": step, "message": message, "elapsed_s": elapsed, "data": dict(data or {})}
-        with self._file.open("a") as stream:
+        # A full disk must not end a part's care for want of a line about it.
+        with contextlib.suppress(OSError), self._file.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
 
 

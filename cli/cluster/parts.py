@@ -17,6 +17,7 @@ from typing import Protocol
 from core.errors import CODES, Failure
 from core.infra import cluster
 from core.infra.processes import ProcessMark, family, is_alive, mark, send_signal
+from node_agent import shim_client
 
 FATAL_EXIT = 78  # sysexits.h EX_CONFIG: starting it again cannot help
 _LOG_LIMIT_BYTES = 20 * 1024**2
@@ -48,6 +49,9 @@ class Part(Protocol):
 
     async def ended(self) -> Ended:
         """Wait for its end."""
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
 
 
 async def wait_gone(process: ProcessMark, timeout_s: float) -> bool:
@@ -95,12 +99,14 @@ def recorded(parts_dir: Path, name: str) -> ProcessMark | None:
     except (OSError, ValueError):
         return None
     process = ProcessMark(pid=int(values["pid"]), start_ticks=int(values["start_ticks"]))
-    return process if is_alive(process) else None
+    is_this_boot = values.get("boot_id") == shim_client.boot_id()
+    return process if is_this_boot and is_alive(process) else None
 
 
 def record(parts_dir: Path, name: str, process: ProcessMark) -> None:
     """Record the process of a part."""
-    text = json.dumps({"pid": process.pid, "start_ticks": process.start_ticks})
+    facts = {"pid": process.pid, "start_ticks": process.start_ticks, "boot_id": shim_client.boot_id()}
+    text = json.dumps(facts)
     cluster.write_private(record_file(parts_dir, name), text)
 
 
@@ -168,12 +174,27 @@ class ProcessPart:
         """Return whether its probe passes."""
         return await self._is_ready()
 
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        return last_line(self._log_file)
+
     async def ended(self) -> Ended:
         """Wait for the process's end and read why, when it said so."""
         if self._process is not None:
             await wait_gone(self._process, timeout_s=10 * 365 * 86400)
         status = await asyncio.to_thread(self._child.wait) if self._child is not None else None
         return Ended(status=status, failure=read_failure(self._parts_dir, self._name) if status == FATAL_EXIT else None)
+
+
+def last_line(log_file: Path) -> str:
+    """Return the last line of a log, or a word that there is none; at most 400 characters."""
+    try:
+        with log_file.open("rb") as stream:
+            stream.seek(max(0, log_file.stat().st_size - 4096))
+            lines = stream.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:400] if lines else f"nothing in {log_file}"
 
 
 def _failure_file(parts_dir: Path, name: str) -> Path:

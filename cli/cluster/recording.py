@@ -20,6 +20,8 @@ from core.units import MIB, text_from_bytes
 
 _EPHEMERAL_FLOOR = 32768  # net.ipv4.ip_local_port_range's usual start: the kernel hands out ports from here
 _FIRST_BASE_PORT = 20000
+_MAY_COME_FIRST = frozenset({"slice.toml", "supervisor.lock", "secrets", "logs", "parts", "node", "door", "flags.json"})
+"""What a data directory may hold before its block: an operator's settings, and what an interrupted first start made."""
 _DISK_FLOOR_BYTES = 512 * MIB
 """Least free disk for a start: PostgreSQL 60 MB, the starter model twice 98 MB while unpacked, an engine 60 MB."""
 
@@ -47,6 +49,29 @@ def remember_flags(data_dir: Path, flags: Mapping[str, object]) -> None:
     cluster.write_private(data_dir / "flags.json", json.dumps({**remembered_flags(data_dir), **given}, indent=2) + "\n")
 
 
+def claim(data_dir: Path) -> None:
+    """Make the data directory, private, or take one that is empty or a cluster's already.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable`; somebody else's files are left as they are, modes included.
+    """
+    try:
+        found = {entry.name for entry in data_dir.iterdir()} if data_dir.is_dir() else set()
+    except OSError as error:
+        raise Failure(
+            "cluster.data_dir_unusable",
+            f"{data_dir} cannot be read: {error.strerror}",
+            hint="choose a directory of your own with --data-dir",
+        ) from error
+    if "cluster.json" not in found and found - _MAY_COME_FIRST:
+        raise Failure(
+            "cluster.data_dir_unusable",
+            f"{data_dir} holds other files and no cluster",
+            hint="choose a new or an empty directory with --data-dir",
+        )
+    cluster.make_private_dir(data_dir)
+
+
 def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, living: frozenset[int]) -> ClusterBlock:
     """Return the block of a cluster that is about to start, made or brought in step with the settings.
 
@@ -55,7 +80,6 @@ def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, li
     Raises:
         Failure: the directory is unusable, the disk is full, a port is taken, or a path is too long.
     """
-    cluster.make_private_dir(data_dir)
     data_dir = data_dir.resolve()
     _check_writable(data_dir)
     known = cluster.load(data_dir)
@@ -74,18 +98,26 @@ def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, li
     else:
         block = dataclasses.replace(
             known,
-            # A data directory may be copied or moved: the block belongs to where it lies now.
-            data_dir=data_dir,
-            runtime_dir=cluster.runtime_dir_of(data_dir, settings.process_environment()),
+            base_port=known.base_port if living or _is_free(known.base_port) else _free_base_port(data_dir),
             host=wanted.host,
             door_port=wanted.port,
             controller_port=wanted.controller_port,
         )
     _check_ports(block, living)
+    if known is not None and cluster.is_moved(data_dir):
+        _forget_processes(known)
     make_dirs(block)
     make_secrets(block, entropy)
     cluster.save(block)
     return block
+
+
+def _forget_processes(block: ClusterBlock) -> None:
+    """Remove what a copied directory says of processes: they are the original's, neither to be adopted nor ended."""
+    for path in (block.parts_dir, block.door_dir / "shim", block.node_dir / "replicas", block.node_dir / "children"):
+        shutil.rmtree(path, ignore_errors=True)
+    (block.node_dir / "applied.json").unlink(missing_ok=True)
+    (block.data_dir / "supervisor.json").unlink(missing_ok=True)
 
 
 def make_dirs(block: ClusterBlock) -> None:
@@ -145,6 +177,10 @@ def _check_ports(block: ClusterBlock, living: frozenset[int]) -> None:
             )
 
 
+def _is_free(base: int) -> bool:
+    return not {item.port for item in listeners.listeners()}.intersection(range(base, base + PORTS_PER_CLUSTER))
+
+
 def _free_base_port(data_dir: Path) -> int:
     """Return the first range whose ports are all free, starting at a place that depends on the directory.
 
@@ -153,10 +189,9 @@ def _free_base_port(data_dir: Path) -> int:
     """
     count = (_EPHEMERAL_FLOOR - _FIRST_BASE_PORT) // PORTS_PER_CLUSTER
     start = sum(str(data_dir).encode()) % count
-    used = {item.port for item in listeners.listeners()}
     for step in range(count):
         base = _FIRST_BASE_PORT + (start + step) % count * PORTS_PER_CLUSTER
-        if not used.intersection(range(base, base + PORTS_PER_CLUSTER)):
+        if _is_free(base):
             return base
     raise Failure(
         "cluster.port_taken",

@@ -1,21 +1,17 @@
 """The supervisor: starts the parts of one machine's cluster, restarts those that end, and ends them all on SIGTERM.
 
-Given a block and settings by `cli.roots.supervisor` (detached) or by `slice up --foreground`. It holds a lock for its
-life, so there is one at a time. When it dies itself, every part serves on and the next one adopts them.
+Given parts by `cli.roots.supervisor`, which holds the data directory's lock meanwhile, so there is one at a time. When
+it dies itself, every part serves on and the next one adopts them.
 """
 
 import asyncio
-import fcntl
-import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
 
 from cli.cluster.journal import Journal, Mark
 from cli.cluster.parts import Part
 from core.clock import Clock
-from core.errors import Failure
+from core.errors import Failure, Retry
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 
@@ -24,56 +20,15 @@ _BACKOFF_CAP_S = 30.0
 _STEADY_AFTER_S = 60.0
 """A part that lived this long is started anew at once, without the earlier back-off."""
 _PROBE_EVERY_S = 0.05
-
-
-class SupervisorLock:
-    """The exclusive lock on a data directory; it vanishes with its holder however that ends."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._file = data_dir / "supervisor.lock"
-        self._handle = -1
-
-    def try_hold(self) -> bool:
-        """Take the lock when nobody has it."""
-        handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return False
-        self._handle = handle
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
-        return True
-
-    def holder(self) -> int | None:
-        """Return the pid that holds the lock, or None when nobody does."""
-        if not self._file.exists() or self.try_hold():
-            self.release()
-            return None
-        text = self._file.read_text().strip()
-        return int(text) if text.isdigit() else None
-
-    def release(self) -> None:
-        """Let go of the lock when held."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-    def __enter__(self) -> "SupervisorLock":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+_REAP_S = 10.0
 
 
 class Supervisor:
     """Keeps parts alive until it is told to stop or one of them says that it never can be.
 
     `first_use` runs once when the parts named in `first_use_needs` are ready, and the cluster is announced when it has
-    ended and all parts are ready; `teardown` ends every part.
+    ended and all parts are ready; `teardown` ends every part. A part that is not ready `start_deadline_s` seconds after
+    the start ends the start.
     """
 
     def __init__(
@@ -82,6 +37,7 @@ class Supervisor:
         parts: Sequence[Part],
         first_use: Callable[[], Awaitable[None]],
         first_use_needs: frozenset[str],
+        start_deadline_s: float,
         teardown: Callable[[], Awaitable[None]],
         journal: Journal,
         clock: Clock,
@@ -90,12 +46,14 @@ class Supervisor:
         self._parts = parts
         self._first_use = first_use
         self._first_use_needs = first_use_needs
+        self._start_deadline_s = start_deadline_s
         self._teardown = teardown
         self._journal = journal
         self._clock = clock
         self._log = log
         self._stopping = asyncio.Event()
         self._failure: Failure | None = None
+        self._is_announced = False
 
     def stop(self) -> None:
         """Ask it to end all parts and return."""
@@ -115,10 +73,23 @@ class Supervisor:
         self._log.info("supervisor_stops", failure=str(self._failure or ""))
         if self._failure is not None:
             self._journal.write(Mark.ENDED, "cluster", str(self._failure), self._failure.as_json())
-        await self._teardown()
-        for part in self._parts:
-            await part.ended()  # reaps those that are our children
+        else:
+            self._journal.write(Mark.STOPPING, "cluster", "ending")
+        try:
+            await self._teardown()
+        except Failure as failure:
+            self._failure = self._failure or failure
+        await self._reap()
         return self._failure
+
+    async def _reap(self) -> None:
+        """Take the ends of those parts that are our children; the deadline is for one that outlived the teardown."""
+        try:
+            async with asyncio.timeout(_REAP_S):
+                for part in self._parts:
+                    await part.ended()
+        except TimeoutError:
+            self._log.error("part_outlived_teardown")
 
     def _give_up(self, failure: Failure) -> None:
         self._failure = self._failure or failure
@@ -128,9 +99,24 @@ class Supervisor:
         """Bring the starter model up, wait for all parts, and tell whoever waits for `slice up`."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._use_first(readiness))
-            for is_ready in readiness.values():
-                group.create_task(is_ready.wait())
-        self._journal.write(Mark.READY, "cluster", "ready")
+            for part in self._parts:
+                group.create_task(self._in_time(part, readiness[part.name]))
+        if self._failure is None:
+            self._is_announced = True
+            self._journal.write(Mark.READY, "cluster", "ready")
+
+    async def _in_time(self, part: Part, is_ready: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(self._start_deadline_s):
+                await is_ready.wait()
+        except TimeoutError:
+            self._give_up(
+                Failure(
+                    "cluster.start_failed",
+                    f"the {part.name} was not ready after {self._start_deadline_s:.0f} s",
+                    hint=f"its last word: {part.last_words()}",
+                )
+            )
 
     async def _use_first(self, readiness: Mapping[str, asyncio.Event]) -> None:
         """Do the first use as soon as the parts it needs are ready: beside the front door's start, not after it."""
@@ -146,16 +132,23 @@ class Supervisor:
         delay_s = _BACKOFF_FIRST_S
         while not self._stopping.is_set():
             began = self._clock.monotonic()
+            reason = "ended"
             try:
                 await self._one_life(part, is_ready)
             except Failure as failure:
-                self._give_up(failure)
-                return
+                # Only a start may be given up: what serves already goes on while this part is tried again.
+                if failure.retry is Retry.NEVER and not self._is_announced:
+                    self._give_up(failure)
+                    return
+                reason = str(failure)
+            except Exception as error:  # noqa: BLE001 - the outermost frame of a part's care: it must never end
+                self._log.error("part_care_failed", name=part.name, exc=error)
+                reason = f"could not be started or watched ({type(error).__name__})"
             if self._stopping.is_set():
                 return
             if self._clock.monotonic() - began > _STEADY_AFTER_S:
                 delay_s = _BACKOFF_FIRST_S
-            self._journal.write(Mark.FAILED, part.name, f"ended; started again in {delay_s:.1f} s")
+            self._journal.write(Mark.FAILED, part.name, f"{reason}; started again in {delay_s:.1f} s")
             await self._wait(delay_s)
             delay_s = min(_BACKOFF_CAP_S, delay_s * 2)
 
@@ -180,6 +173,8 @@ class Supervisor:
     async def _probe(self, part: Part, is_ready: asyncio.Event) -> None:
         while not await part.is_ready():
             await self._wait(_PROBE_EVERY_S)
+            if self._stopping.is_set():
+                return
         self._journal.write(Mark.DONE, part.name, "ready")
         is_ready.set()
 

@@ -1,19 +1,20 @@
 """`slice up`: record the cluster, detach its supervisor, follow the start, and say how to use what runs now."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.cluster import door, recording
+from cli.cluster import door, lock, recording
 from cli.cluster.following import show_for
 from cli.cluster.journal import JournalReader, Mark
+from cli.cluster.lock import SupervisorLock
 from cli.cluster.parts import recorded
-from cli.cluster.supervisor import SupervisorLock
 from cli.roots import supervisor as supervisor_root
 from core.errors import CODES, Failure
 from core.infra import cluster
@@ -22,6 +23,7 @@ from core.infra.entropy import SystemEntropy
 from core.infra.settings import Loaded, process_environment
 
 _FOLLOW_EVERY_S = 0.05
+_LOCK_WAIT_S = 0.3  # a command that only asks holds the lock for moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +42,18 @@ def run(request: UpRequest) -> int:
     Raises:
         Failure: something about the request or this machine forbids it.
     """
-    cluster.make_private_dir(request.data_dir)
-    lock = SupervisorLock(request.data_dir.resolve())
-    holder = lock.holder()
-    loaded = recording.loaded_settings(request.data_dir, request.flags)
-    if holder is not None:
-        return _already_up(request, loaded)
-    block = _recorded(request, loaded)
-    if request.is_foreground:
-        return _in_foreground(request, block)
-    journal = journal_file(block)
-    journal.unlink(missing_ok=True)
-    process = _detach(block)
-    _follow(journal, process, is_plain=request.output == "json")
+    recording.claim(request.data_dir)
+    data_dir = request.data_dir.resolve()
+    loaded = recording.loaded_settings(data_dir, request.flags)
+    with SupervisorLock(data_dir) as held:
+        if not held.try_hold(_LOCK_WAIT_S):
+            return _already_up(request, loaded)
+        block = _recorded(request, loaded)
+        journal_file(block).unlink(missing_ok=True)
+        if request.is_foreground:
+            return _in_foreground(request, block, held)
+        process = _detach(block, held)
+    _follow(journal_file(block), lambda: process.poll() is None, is_plain=request.output == "json")
     _tell(block, request.output, "")
     return 0
 
@@ -64,7 +65,7 @@ def journal_file(block: ClusterBlock) -> Path:
 
 def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
     known = cluster.load(request.data_dir)
-    if known is not None and known.runtime_dir.exists():
+    if known is not None and not cluster.is_moved(request.data_dir):
         asyncio.run(_clear_dead_door(known))
     block = recording.prepared_block(
         request.data_dir, loaded, SystemEntropy(), living=_living(known) if known is not None else frozenset()
@@ -75,8 +76,10 @@ def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
 
 async def _clear_dead_door(block: ClusterBlock) -> None:
     """End what a killed shim left of a door: its HAProxy would hold the port that the new one needs."""
-    if await door.handle(block) is None:
-        await door.clear(block)
+    with contextlib.suppress(Failure):
+        if await door.handle(block) is not None:
+            return
+    await door.clear(block)
 
 
 def _living(block: ClusterBlock) -> frozenset[int]:
@@ -104,43 +107,50 @@ def _already_up(request: UpRequest, loaded: Loaded) -> int:
                 param=key,
             )
     journal = journal_file(block)
-    if not any(line.mark is Mark.READY for line in JournalReader(journal).new_lines()):
-        _follow(journal, None, is_plain=request.output == "json")
+    states = [line.mark for line in JournalReader(journal).new_lines() if line.mark in {Mark.READY, Mark.STOPPING}]
+    if states[-1:] == [Mark.STOPPING]:
+        raise _stopping()
+    if not states:
+        _follow(journal, lambda: lock.is_held(block.data_dir), is_plain=request.output == "json")
     _tell(block, request.output, "already up: nothing to do")
     return 0
 
 
-def _detach(block: ClusterBlock) -> "subprocess.Popen[bytes]":
+def _stopping() -> Failure:
+    return Failure(
+        "cluster.not_running", "the cluster is being ended", hint="`slice down` waits for that; then `slice up` again"
+    )
+
+
+def _detach(block: ClusterBlock, held: SupervisorLock) -> "subprocess.Popen[bytes]":
     with (block.log_dir / "supervisor.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cli.roots.supervisor", str(block.file)],
+            [sys.executable, "-m", "cli.roots.supervisor", str(block.file), str(held.descriptor)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=dict(process_environment()),
             cwd="/",
             start_new_session=True,
+            pass_fds=(held.descriptor,),
         )
 
 
-def _in_foreground(request: UpRequest, block: ClusterBlock) -> int:
-    journal = journal_file(block)
-    journal.unlink(missing_ok=True)
-    told = threading.Event()
-
+def _in_foreground(request: UpRequest, block: ClusterBlock, held: SupervisorLock) -> int:
     def follow() -> None:
-        _follow(journal, None, is_plain=True)
-        _tell(block, request.output, "")
-        told.set()
+        # The supervisor below tells the same failure; this thread only shows the way there.
+        with contextlib.suppress(Failure):
+            _follow(journal_file(block), lambda: True, is_plain=True)
+            _tell(block, request.output, "")
 
     threading.Thread(target=follow, daemon=True).start()
-    failure = asyncio.run(supervisor_root.supervise(block))
+    failure = asyncio.run(supervisor_root.supervise(block, held))
     if failure is not None:
         raise failure
     return 0
 
 
-def _follow(journal: Path, process: "subprocess.Popen[bytes] | None", *, is_plain: bool) -> None:
+def _follow(journal: Path, is_alive: Callable[[], bool], *, is_plain: bool) -> None:
     """Show the journal until the cluster is ready.
 
     Raises:
@@ -151,13 +161,15 @@ def _follow(journal: Path, process: "subprocess.Popen[bytes] | None", *, is_plai
     pause = threading.Event()
     try:
         while True:
-            is_gone = process is not None and process.poll() is not None
+            is_gone = not is_alive()
             for line in reader.new_lines():
                 show.line(line)
                 if line.mark is Mark.READY:
                     return
                 if line.mark is Mark.ENDED:
                     raise _failure(line.data)
+                if line.mark is Mark.STOPPING:
+                    raise _stopping()
             if is_gone:
                 raise Failure(
                     "cluster.start_failed",

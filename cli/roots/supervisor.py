@@ -1,12 +1,14 @@
-"""Composition root of the supervisor: `python -m cli.roots.supervisor DATA/cluster.json`."""
+"""Composition root of the supervisor: `python -m cli.roots.supervisor DATA/cluster.json LOCK-DESCRIPTOR`."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
-from cli.cluster import recording, starter, teardown
+from cli.cluster import lock, recording, starter, teardown
 from cli.cluster.journal import Journal, Mark
-from cli.cluster.supervisor import Supervisor, SupervisorLock
+from cli.cluster.lock import SupervisorLock
+from cli.cluster.supervisor import Supervisor
 from cli.cluster.wiring import parts_of
 from core.errors import Failure
 from core.infra import cluster
@@ -14,16 +16,15 @@ from core.infra.clock import SystemClock
 from core.infra.cluster import ClusterBlock
 from core.infra.logs import Log
 
+_AFTER_POSTGRES_S = 60.0  # Ray and the engine-less rest are ready within ten seconds on two cores
 
-async def supervise(block: ClusterBlock) -> Failure | None:
-    """Hold the cluster's lock and keep its parts alive until SIGTERM; return why when it could never start."""
+
+async def supervise(block: ClusterBlock, held: SupervisorLock) -> Failure | None:
+    """Keep the cluster's parts alive until SIGTERM, under the lock; return why when it could never start."""
     clock = SystemClock()
-    journal = Journal(block.log_dir / "start.jsonl", clock)
-    with SupervisorLock(block.data_dir) as lock:
-        if not lock.try_hold():
-            return Failure(
-                "cluster.start_failed", "another supervisor has this data directory", hint="run `slice up` again"
-            )
+    with held:
+        lock.announce(block.data_dir)
+        journal = Journal(block.log_dir / "start.jsonl", clock)
         try:
             wanted = recording.loaded_settings(block.data_dir, {}).settings
             parts = await asyncio.to_thread(parts_of, block, wanted)
@@ -34,6 +35,7 @@ async def supervise(block: ClusterBlock) -> Failure | None:
             parts=parts,
             first_use=lambda: starter.ensure(block, wanted, journal),
             first_use_needs=frozenset({"controller", "node_agent"}),
+            start_deadline_s=wanted.postgres_start_timeout_s + _AFTER_POSTGRES_S,
             teardown=lambda: teardown.teardown(block),
             journal=journal,
             clock=clock,
@@ -43,11 +45,13 @@ async def supervise(block: ClusterBlock) -> Failure | None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the supervisor of the cluster recorded in the given file."""
-    block = cluster.load(Path(argv[0]).parent)
+    """Run the supervisor of the cluster recorded in the given file; the second word is the lock's descriptor."""
+    data_dir = Path(argv[0]).parent
+    block = cluster.load(data_dir)
     if block is None:
         return 1
-    return 0 if asyncio.run(supervise(block)) is None else 1
+    os.set_inheritable(int(argv[1]), False)
+    return 0 if asyncio.run(supervise(block, SupervisorLock(data_dir, inherited=int(argv[1])))) is None else 1
 
 
 if __name__ == "__main__":

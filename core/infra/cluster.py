@@ -11,8 +11,10 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import Failure
+from core.infra.settings import process_environment
 
 BLOCK_FORMAT = 1
 PORTS_PER_CLUSTER = 100
@@ -57,8 +59,11 @@ class ClusterBlock:
 
     @property
     def parts_dir(self) -> Path:
-        """One `<part>.json` per process the supervisor owns: its pid and start time."""
-        return self.runtime_dir / "parts"
+        """One `<part>.json` per process the supervisor owns: its pid and start time.
+
+        In the data directory: whoever cleans temporary directories must not make us forget what runs.
+        """
+        return self.data_dir / "parts"
 
     @property
     def ray_dir(self) -> Path:
@@ -196,23 +201,59 @@ def save(block: ClusterBlock) -> None:
 def load(data_dir: Path) -> ClusterBlock | None:
     """Return the block recorded in `data_dir`, or None when there is none.
 
+    A directory that was copied or moved since is a cluster of its own: its runtime directory is that of its new place.
+
     Raises:
-        Failure: `cluster.data_dir_unusable` when it is unreadable or of a newer release.
+        Failure: `cluster.data_dir_unusable` when it is unreadable, damaged or of a newer release.
     """
-    file = data_dir / "cluster.json"
+    values = _values(data_dir)
+    if values is None:
+        return None
+    here = data_dir.resolve()
     try:
-        values = json.loads(file.read_text())
+        is_newer = values.pop("format") != BLOCK_FORMAT
+        recorded, runtime_dir = Path(values.pop("data_dir")), Path(values.pop("runtime_dir"))
+        if recorded != here:
+            runtime_dir = runtime_dir_of(here, process_environment())
+        if not is_newer:
+            return ClusterBlock(**values, data_dir=here, runtime_dir=runtime_dir)
+    except (KeyError, TypeError) as error:
+        raise _damaged(data_dir) from error
+    raise Failure(
+        "cluster.data_dir_unusable",
+        f"{data_dir / 'cluster.json'} was written by a newer release",
+        hint="use that release, or another --data-dir",
+    )
+
+
+def is_moved(data_dir: Path) -> bool:
+    """Return whether the directory's cluster was last started somewhere else: what it records runs there, if at all.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable`.
+    """
+    values = _values(data_dir)
+    return values is not None and values.get("data_dir") != str(data_dir.resolve())
+
+
+def _values(data_dir: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((data_dir / "cluster.json").read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise Failure("cluster.data_dir_unusable", f"{file} cannot be read: {error}") from error
-    if values.pop("format", None) != BLOCK_FORMAT:
-        raise Failure(
-            "cluster.data_dir_unusable",
-            f"{file} was written by a newer release",
-            hint="use that release, or another --data-dir",
-        )
-    return ClusterBlock(**{**values, "data_dir": Path(values["data_dir"]), "runtime_dir": Path(values["runtime_dir"])})
+        raise _damaged(data_dir) from error
+    if not isinstance(found, dict):
+        raise _damaged(data_dir)
+    return found
+
+
+def _damaged(data_dir: Path) -> Failure:
+    return Failure(
+        "cluster.data_dir_unusable",
+        f"{data_dir / 'cluster.json'} cannot be read or is damaged",
+        hint="restore it from a backup, or choose another --data-dir",
+    )
 
 
 def read_secret(block: ClusterBlock, name: str) -> str:

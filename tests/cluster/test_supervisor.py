@@ -3,19 +3,22 @@
 import asyncio
 import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from cli.cluster import lock
 from cli.cluster.journal import Journal, JournalReader, Mark
-from cli.cluster.parts import FATAL_EXIT, Part, ProcessPart, recorded, stop_process
-from cli.cluster.supervisor import Supervisor, SupervisorLock
+from cli.cluster.lock import SupervisorLock
+from cli.cluster.parts import FATAL_EXIT, Part, ProcessPart, record, record_file, recorded, stop_process
+from cli.cluster.supervisor import Supervisor
 from core.infra.clock import SystemClock
 from core.infra.cluster import ClusterBlock
 from core.infra.logs import Log
-from core.infra.processes import send_signal
+from core.infra.processes import mark, send_signal
 from core.infra.settings import process_environment
 from tests.waiting import until_async
 
@@ -25,7 +28,7 @@ SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 class Harness:
     """A supervisor over given parts, with what it asked of its surroundings written down."""
 
-    def __init__(self, block: ClusterBlock, parts: list[Part]) -> None:
+    def __init__(self, block: ClusterBlock, parts: list[Part], start_deadline_s: float = 60.0) -> None:
         self.block = block
         self.calls: list[str] = []
         clock = SystemClock()
@@ -34,6 +37,7 @@ class Harness:
             parts=parts,
             first_use=self._first_use,
             first_use_needs=frozenset({"one"}),
+            start_deadline_s=start_deadline_s,
             teardown=self._teardown,
             journal=Journal(self.journal_file, clock),
             clock=clock,
@@ -54,9 +58,9 @@ class Harness:
         return [(line.mark, line.step) for line in JournalReader(self.journal_file).new_lines()]
 
 
-def part(block: ClusterBlock, name: str, argv: list[str] | None = None) -> ProcessPart:
+def part(block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_be_ready: bool = True) -> ProcessPart:
     async def is_ready() -> bool:
-        return recorded(block.parts_dir, name) is not None
+        return can_be_ready and recorded(block.parts_dir, name) is not None
 
     return ProcessPart(
         name=name,
@@ -113,7 +117,7 @@ async def test_a_living_part_of_a_dead_supervisor_is_adopted(block: ClusterBlock
 async def test_a_part_that_can_never_start_ends_the_cluster_with_its_reason(block: ClusterBlock) -> None:
     word = json.dumps({"code": "storage.schema_newer", "message": "too new", "hint": "upgrade"})
     script = f"open({str(block.parts_dir / 'one.failure.json')!r}, 'w').write({word!r}); raise SystemExit({FATAL_EXIT})"
-    telling = part(block, "one", [sys.executable, "-I", "-S", "-c", script])
+    telling = part(block, "one", [sys.executable, "-I", "-S", "-c", script], can_be_ready=False)
     harness = Harness(block, [telling])
     failure = await harness.supervisor.run()
     assert failure is not None
@@ -123,13 +127,51 @@ async def test_a_part_that_can_never_start_ends_the_cluster_with_its_reason(bloc
     assert harness.calls[-1] == "teardown"
 
 
+async def test_a_part_that_is_never_ready_ends_the_start_with_its_last_word(block: ClusterBlock) -> None:
+    script = "import signal; print('no database', flush=True); signal.pause()"
+    stuck = part(block, "one", [sys.executable, "-I", "-S", "-c", script], can_be_ready=False)
+    harness = Harness(block, [stuck], start_deadline_s=1.0)
+    failure = await harness.supervisor.run()
+    assert failure is not None
+    assert failure.code == "cluster.start_failed"
+    assert "no database" in failure.hint
+    assert harness.calls == ["teardown"]
+
+
+async def test_a_part_that_cannot_start_now_is_tried_again_while_the_rest_goes_on(block: ClusterBlock) -> None:
+    (block.log_dir / "two.log").mkdir()  # its log cannot be opened: every start fails
+    harness = Harness(block, [part(block, "one"), part(block, "two")])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        await until_async(lambda: _is(Mark.FAILED, harness), what="the failed start")
+        first = recorded(block.parts_dir, "one")
+        (block.log_dir / "two.log").rmdir()
+        await until_async(lambda: _is(Mark.READY, harness), what="the announcement")
+        assert recorded(block.parts_dir, "one") == first
+        harness.supervisor.stop()
+
+
+def test_a_process_recorded_in_another_boot_is_nobody(block: ClusterBlock) -> None:
+    me = mark(os.getpid())
+    assert me is not None
+    record(block.parts_dir, "one", me)
+    assert recorded(block.parts_dir, "one") == me
+    file = record_file(block.parts_dir, "one")
+    file.write_text(file.read_text().replace(json.loads(file.read_text())["boot_id"], "another"))
+    assert recorded(block.parts_dir, "one") is None
+
+
 def test_the_lock_has_one_holder_and_vanishes_with_it(tmp_path: Path) -> None:
     first, second = SupervisorLock(tmp_path), SupervisorLock(tmp_path)
+    assert not lock.is_held(tmp_path)
     assert first.try_hold()
     assert not second.try_hold()
-    assert second.holder() is not None
+    assert lock.is_held(tmp_path)
+    lock.announce(tmp_path)
+    assert lock.supervisor(tmp_path) == mark(os.getpid())
     first.release()
-    assert second.holder() is None
+    assert not lock.is_held(tmp_path)
+    assert lock.supervisor(tmp_path) is None, "a pid without the lock is not the supervisor"
     assert second.try_hold()
     second.release()
 

@@ -121,8 +121,8 @@ class Running:
         return int(json.loads((self.block.parts_dir / f"{name}.json").read_text())["pid"])
 
     def supervisor_pid(self) -> int:
-        """Return the pid that holds the supervisor's lock."""
-        return int((self.data_dir / "supervisor.lock").read_text())
+        """Return the pid that supervises."""
+        return int(json.loads((self.data_dir / "supervisor.json").read_text())["pid"])
 
     def logs(self) -> str:
         """Return the tail of every log of the cluster, for a failed assertion."""
