@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from packaging.version import Version
 
-from cli.cluster import door, listeners, lock, postgres, recording
+from cli.cluster import door, listeners, lock, postgres, recording, wiring
 from cli.cluster.parts import recorded
 from core.errors import Failure
 from core.infra import cluster
@@ -172,6 +172,7 @@ def _cluster(data_dir: Path) -> Iterable[Finding]:
         hint="" if supervisor else "`slice up` starts a new one, which adopts what runs",
     )
     yield from _parts(block)
+    yield from asyncio.run(_answers(block))
     yield from _exposure(block)
 
 
@@ -187,12 +188,14 @@ def _ports_for_a_start(data_dir: Path) -> Iterable[Finding]:
 
 
 def _parts(block: ClusterBlock) -> Iterable[Finding]:
-    for name in ("postgres", "controller", "node_agent"):
+    wanted = recording.loaded_settings(block.data_dir, {}).settings
+    names = ("controller", "node_agent") if wanted.database_url else ("postgres", "controller", "node_agent")
+    for name in names:
         process = recorded(block.parts_dir, name)
         log = block.log_dir / f"{name}.log"
         yield Finding(
             name=name,
-            is_ok=process is not None or (None if name == "postgres" else False),
+            is_ok=process is not None,
             detail=f"pid {process.pid}" if process else "not running",
             hint="" if process else f"its log is {log}",
         )
@@ -203,6 +206,21 @@ def _parts(block: ClusterBlock) -> Iterable[Finding]:
         detail=state,
         hint="" if state == "running" else f"its log is {block.log_dir / 'door.log'}",
     )
+
+
+async def _answers(block: ClusterBlock) -> list[Finding]:
+    """Ask the living parts: a pid alone says little of a process that is stopped or hangs."""
+    asked = (
+        ("front door answers", wiring.door_is_ready, "door"),
+        ("controller answers", wiring.controller_is_ready, "controller"),
+        ("a node is heard", wiring.node_is_ready, "node_agent"),
+    )
+    findings = []
+    for name, probe, log in asked:
+        is_ok = await probe(block)
+        hint = "" if is_ok else f"wait some seconds if it was just restarted; its log is {block.log_dir / log}.log"
+        findings.append(Finding(name=name, is_ok=is_ok, detail="yes" if is_ok else "no", hint=hint))
+    return findings
 
 
 async def _door_state(block: ClusterBlock) -> str:

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.cluster import door, lock, recording
+from cli.cluster import door, lock, recording, wiring
 from cli.cluster.following import show_for
 from cli.cluster.journal import JournalReader, Mark
 from cli.cluster.lock import SupervisorLock
@@ -20,9 +20,10 @@ from core.errors import CODES, Failure
 from core.infra import cluster
 from core.infra.cluster import ClusterBlock
 from core.infra.entropy import SystemEntropy
-from core.infra.settings import Loaded, process_environment
+from core.infra.settings import Loaded, Settings, process_environment
 
 _FOLLOW_EVERY_S = 0.05
+_ANSWER_LOOKS = 60  # about a minute: a door is redeployed within ten seconds, more on a busy machine
 _LOCK_WAIT_S = 0.3  # a command that only asks holds the lock for moments
 
 
@@ -64,6 +65,7 @@ def journal_file(block: ClusterBlock) -> Path:
 
 
 def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
+    _check_places(loaded.settings)
     known = cluster.load(request.data_dir)
     if known is not None and not cluster.is_moved(request.data_dir):
         asyncio.run(_clear_dead_door(known))
@@ -72,6 +74,22 @@ def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
     )
     recording.remember_flags(block.data_dir, request.flags)
     return block
+
+
+def _check_places(wanted: Settings) -> None:
+    """See that what the settings name exists, before anything of them is remembered.
+
+    Raises:
+        Failure: a file, directory or database cannot be used.
+    """
+    places = {"--devices": wanted.devices.removeprefix("sim:"), "--wheel-dir": wanted.wheel_dir}
+    for flag, place in places.items():
+        if place.startswith("/") and not Path(place).exists():
+            raise Failure("settings.invalid", f"{place} does not exist", hint=f"check {flag}", param=flag)
+    if wanted.database_url:
+        from cli.cluster import external_database  # psycopg: only who has a database of their own pays for it
+
+        external_database.check(wanted.database_url)
 
 
 async def _clear_dead_door(block: ClusterBlock) -> None:
@@ -96,13 +114,12 @@ def _already_up(request: UpRequest, loaded: Loaded) -> int:
     block = cluster.load(request.data_dir)
     if block is None:
         raise Failure("cluster.start_failed", "a start is under way but has recorded nothing yet", hint="try again")
-    wanted = loaded.settings
-    now = {"port": block.door_port, "controller_port": block.controller_port, "host": block.host}
-    for key, value in now.items():
-        if request.flags.get(key) is not None and getattr(wanted, key) != value:
+    wanted, now = loaded.settings, recording.loaded_settings(block.data_dir, {}).settings
+    for key, given in request.flags.items():
+        if given is not None and getattr(wanted, key) != getattr(now, key):
             raise Failure(
                 "cluster.settings_differ",
-                f"this cluster runs with {key} {value}, not {getattr(wanted, key)}",
+                f"this cluster runs with {key} {getattr(now, key)!r}, not {getattr(wanted, key)!r}",
                 hint="run `slice down` first, or use another --data-dir for a second cluster",
                 param=key,
             )
@@ -112,8 +129,35 @@ def _already_up(request: UpRequest, loaded: Loaded) -> int:
         raise _stopping()
     if not states:
         _follow(journal, lambda: lock.is_held(block.data_dir), is_plain=request.output == "json")
+    _await_answers(block)
     _tell(block, request.output, "already up: nothing to do")
     return 0
+
+
+def _await_answers(block: ClusterBlock) -> None:
+    """See that what is said to be up answers; wait a while for a part that is just being started again.
+
+    Raises:
+        Failure: `cluster.not_running` when it does not.
+    """
+    probes = {"front door": wiring.door_is_ready, "controller": wiring.controller_is_ready}
+    pause = threading.Event()
+    for looks in range(_ANSWER_LOOKS):
+        silent = [name for name, probe in probes.items() if not asyncio.run(_probed(probe, block))]
+        if not silent:
+            return
+        if looks == 0:
+            print(f"up, but the {' and the '.join(silent)} does not answer yet; waiting", file=sys.stderr)
+        pause.wait(1.0)
+    raise Failure(
+        "cluster.not_running",
+        f"the supervisor runs, but the {' and the '.join(silent)} does not answer",
+        hint="`slice doctor` says more; `slice down` and `slice up` start everything anew",
+    )
+
+
+async def _probed(probe: Callable[[ClusterBlock], Awaitable[bool]], block: ClusterBlock) -> bool:
+    return await probe(block)
 
 
 def _stopping() -> Failure:

@@ -42,16 +42,16 @@ def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
             )
         )
     cluster.write_private(block.secret_file("database_url"), database_url)
-    parts.append(_ours("controller", block, environment, lambda: _controller_is_ready(block)))
+    parts.append(_ours("controller", block, environment, lambda: controller_is_ready(block)))
     parts.append(
         DoorPart(
             block=block,
             config_file=block.file,
             environment=environment,
-            is_ready=lambda: _door_is_ready(block),
+            is_ready=lambda: door_is_ready(block),
         )
     )
-    parts.append(_ours("node_agent", block, environment, lambda: _node_is_ready(block)))
+    parts.append(_ours("node_agent", block, environment, lambda: node_is_ready(block)))
     return parts
 
 
@@ -77,17 +77,20 @@ def _environment(block: ClusterBlock) -> dict[str, str]:
     return environment
 
 
-async def _controller_is_ready(block: ClusterBlock) -> bool:
+async def controller_is_ready(block: ClusterBlock) -> bool:
+    """Return whether the admin API serves."""
     status, _ = await probe.status_of(block.host, block.controller_port, "/health")
     return status == 200
 
 
-async def _door_is_ready(block: ClusterBlock) -> bool:
-    status, _ = await probe.status_of(block.host, block.door_port, "/health")
-    return status == 200
+async def door_is_ready(block: ClusterBlock) -> bool:
+    """Return whether it is the front door that answers on its port, and no stranger."""
+    status, body = await probe.status_of(block.host, block.door_port, "/health")
+    return status == 200 and b"table_version" in body
 
 
-async def _node_is_ready(block: ClusterBlock) -> bool:
+async def node_is_ready(block: ClusterBlock) -> bool:
+    """Return whether a node's heartbeats reach the controller."""
     token = cluster.read_secret(block, "operator_token")
     status, body = await probe.status_of(block.host, block.controller_port, "/api/v1/status", token=token)
     if status != 200:

@@ -172,7 +172,9 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     if "port" in values and "controller_port" not in values:
         values["controller_port"] = _checked("controller_port", int(str(values["port"])) + 1, origin["port"])
         origin["controller_port"] = origin["port"]
-    return Loaded(settings=dataclasses.replace(Settings(), **values), origin=origin)  # type: ignore[arg-type]
+    settings = dataclasses.replace(Settings(), **values)  # type: ignore[arg-type]
+    _check_together(settings)
+    return Loaded(settings=settings, origin=origin)
 
 
 def faults(file: Path) -> tuple[Failure, ...]:
@@ -198,6 +200,23 @@ def process_environment() -> Mapping[str, str]:
 def described(item: "dataclasses.Field[object]") -> str:
     """Return the documentation of one setting as a sentence or two."""
     return f"{item.metadata['meaning']} [{item.metadata['unit']}; default {item.default!r}] {item.metadata['why']}"
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.port == settings.controller_port:
+        raise Failure(
+            "settings.invalid",
+            f"port and controller_port are both {settings.port}",
+            hint="the front door and the admin API need a port each",
+            param="controller_port",
+        )
+    if settings.devices not in {"auto", "cpu"} and not settings.devices.startswith("sim:/"):
+        raise Failure(
+            "settings.invalid",
+            f"devices = {settings.devices!r} is none of auto, cpu and sim:/ABSOLUTE/FILE",
+            hint="sim: takes a JSON file with pretended GPUs",
+            param="devices",
+        )
 
 
 def _from_file(file: Path) -> Mapping[str, object]:

@@ -156,6 +156,13 @@ def test_after_kill_9_of_every_part_down_still_leaves_nothing() -> None:
         # `a_cluster` then checks that no process, socket, port or directory is left.
 
 
+def test_down_ends_a_cluster_whose_door_shim_is_frozen() -> None:
+    with a_cluster() as frozen:
+        frozen.up("--starter-model", "")
+        kill(_door_shim(frozen), signal.SIGSTOP)
+        frozen.slice("down")
+
+
 def _door_shim(running: Running) -> int:
     record = json.loads((running.block.door_dir / "shim" / "record.json").read_text())
     return int(record["shim"]["pid"])
