@@ -20,7 +20,9 @@ Json = dict[str, Any]
 CONNECT_TIMEOUT_S = 5.0
 """A listening controller accepts at once; a firewalled host would keep us for two minutes."""
 ANSWER_TIMEOUT_S = 60.0
-"""The slowest call is a forced delete, which waits for nothing but the database."""
+"""For writes: the slowest call is a forced delete, which waits for nothing but the database."""
+READ_TIMEOUT_S = 15.0
+"""For reads: answered in well under a second; past that the controller hangs, and a person should learn so."""
 _KEEPALIVE_S = 20  # a follower of a peer that vanished without a word learns it within about 80 s
 _LARGEST_ERROR_BYTES = 65536
 
@@ -83,6 +85,13 @@ def opened(
         if isinstance(error, TimeoutError):
             raise address.unreachable("did not answer in time") from error
         raise address.unreachable(f"cannot be reached ({_reason(error)})") from error
+
+
+def patience(method: str, *, is_followed: bool) -> float | None:
+    """Return how long the admin API may take between two bytes, in seconds; None for as long as it lives."""
+    if is_followed:
+        return None
+    return READ_TIMEOUT_S if method == "GET" else ANSWER_TIMEOUT_S
 
 
 def _watch_peer(sock: socket.socket) -> None:
@@ -208,7 +217,7 @@ class AdminClient:
             f"{path}?{urlencode(given)}" if given else path,
             headers=headers,
             body=payload,
-            answer_timeout_s=None if is_followed else ANSWER_TIMEOUT_S,
+            answer_timeout_s=patience(method, is_followed=is_followed),
         )
         if response.status >= 400:
             with response:

@@ -3,6 +3,7 @@
 Sentences and pull objects come in; nothing is decided here. Called by `cli.pulling` and `cli.readiness`.
 """
 
+import re
 from typing import Protocol
 
 from cli.human import size
@@ -11,6 +12,8 @@ from cli.tables import Item
 from cli.terminal import Terminal
 
 _STEP = 10  # percent between two lines in a pipe
+# A number with its unit, so that 59s and 1m00s, or 9.9 MiB and 10.0 MiB, are the same.
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)?(?:\s?(?:ms|s|m|h|d|%|B|KiB|MiB|GiB|TiB)(?![A-Za-z]))?(?:\d+[smh])?")
 
 
 class StatusLine(Protocol):
@@ -41,9 +44,10 @@ class LineStatus:
         self._said = ""
 
     def say(self, sentence: str) -> None:
-        """Print `sentence` unless it was the last one."""
-        if sentence != self._said:
-            self._said = sentence
+        """Print `sentence` unless nothing but numbers changed: a count of seconds would be a line each second."""
+        words = _NUMBERS.sub("#", sentence)
+        if words != self._said:
+            self._said = words
             self._terminal.note(sentence)
 
     def close(self) -> None:
@@ -54,6 +58,7 @@ class StepBar:
     """A `PullBar` of whole lines: one per 10 %, one per reason to wait."""
 
     def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._status = LineStatus(terminal)
         self._shown = -1
 
@@ -64,7 +69,7 @@ class StepBar:
             self._status.say(sentence)
         elif percent // _STEP > self._shown:
             self._shown = percent // _STEP
-            self._status.say(f"{sentence}: {self._shown * _STEP} % of {size(pull.get('bytes_total'))}")
+            self._terminal.note(f"{sentence}: {self._shown * _STEP} % of {size(pull.get('bytes_total'))}")
 
     def close(self) -> None:
         """Do nothing: lines stay."""

@@ -15,6 +15,7 @@ from cli.reporting import report
 from cli.terminal import Terminal
 from core.clock import Clock
 from core.errors import CODES, Failure, Retry
+from core.units import text_from_seconds
 
 _ROUTE_PATIENCE_S = 10.0
 """Longest wait for the doors to apply a new route: they learn it within 2 s; past that the door itself says why."""
@@ -123,7 +124,7 @@ def _with_nodes(refused: Failure, refusal: Json) -> Failure:
 def _too_late(deployment: Json, timeout_s: float) -> NotServing:
     failure = Failure(
         "door.model_not_ready",
-        f"not ready after {timeout_s:.0f} s. {sentence(deployment)}",
+        f"not ready after {text_from_seconds(timeout_s)}. {sentence(deployment)}",
         hint=f"it keeps trying; `slice ps` shows how far it is, `slice stop {deployment.get('name')}` ends it",
     )
     return NotServing(failure=failure, exit_code=exits.UNAVAILABLE)

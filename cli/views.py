@@ -50,6 +50,12 @@ def newest_version(model: Item) -> Item:
     return max(model.get("versions") or [{}], key=lambda version: version.get("number", 0))
 
 
+def _short_digest(version: Item) -> str:
+    """Return 12 characters of a SHA-256, or what stands before the colon where there is no file: `builtin`."""
+    kind, _, digest = str(version.get("digest") or "").partition(":")
+    return (digest[:12] if kind == "sha256" else kind) or ABSENT
+
+
 def _of_newest(key: str) -> Callable[[Item, datetime], str]:
     return lambda item, _: _shown(newest_version(item).get(key))
 
@@ -143,7 +149,7 @@ MODELS = View(
     empty="no models yet; `slice pull NAME` brings one (`slice catalog` lists what can be pulled by name)",
     columns=(
         Column(title="NAME", cell=_text("name")),
-        Column(title="ID", cell=lambda item, _: _shown(newest_version(item).get("digest"))[7:19] or ABSENT),
+        Column(title="ID", cell=lambda item, _: _short_digest(newest_version(item))),
         Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
         Column(title="FORMAT", cell=_of_newest("format")),
         Column(title="QUANT", cell=_of_newest("quantization")),

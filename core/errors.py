@@ -145,7 +145,9 @@ class Failure(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        return f"{self.message}{' ' if self.message.endswith(('.', '?', '!')) else '; '}{self.hint}"
 
     def as_json(self) -> dict[str, object]:
         """Return the object that the admin API puts under `error` and the CLI prints with `-o json`."""

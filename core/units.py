@@ -36,14 +36,16 @@ def text_from_bytes(count: int) -> str:
 
 
 def seconds_from_text(text: str) -> float:
-    """Return the seconds that `text` names (`250ms`, `10s`, `5m`, `2h`, `1d`).
+    """Return the seconds that `text` names (`250ms`, `10s`, `5m`, `2h`, `30d`).
 
     Raises:
         Failure: `request.invalid_duration`.
     """
     found = _DURATION.match(text)
     if found is None:
-        raise Failure("request.invalid_duration", f"{text!r} is no duration", hint="write it as 250ms, 10s, 5m or 2h")
+        raise Failure(
+            "request.invalid_duration", f"{text!r} is no duration", hint="write it as 250ms, 10s, 5m, 2h or 30d"
+        )
     return float(found.group(1)) * _SECONDS[found.group(2)]
 
 

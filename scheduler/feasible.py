@@ -52,16 +52,21 @@ _SILENT, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(6)
 
 
 def silence(node: NodeView) -> str:
-    """Return why a node that is not ready cannot be used, e.g. `has not been heard of for 9 s`; empty when it can."""
+    """Return why a node that is not ready cannot be used, e.g. `has not been heard of for 9s`; empty when it can."""
     if node.state is NodeState.READY:
         return ""
     if node.state is NodeState.OFFLINE:
-        return f"said goodbye {_ago(node.silent_s)} ago"
-    return f"has not been heard of for {_ago(node.silent_s)}"
+        return f"{_GOODBYE} {text_from_seconds(node.silent_s)} ago"
+    return f"{_UNHEARD} for {text_from_seconds(node.silent_s)}"
 
 
-def _ago(seconds: float) -> str:
-    return f"{max(0, int(seconds))} s" if seconds < 120 else text_from_seconds(seconds)
+_GOODBYE = "said goodbye"
+_UNHEARD = "has not been heard of"
+
+
+def is_silence(reason: str) -> bool:
+    """Return whether `reason`, one of a refusal's nodes, was made by `silence`."""
+    return reason.startswith((_GOODBYE, _UNHEARD))
 
 
 def choices(

@@ -110,7 +110,7 @@ def parsed_settings(pairs: list[str]) -> dict[str, Any]:
         key, mark, text = pair.partition("=")
         if not mark or not key:
             raise Failure(
-                "request.usage", f"{pair!r} is no setting", hint="write --set KEY=VALUE, e.g. --set context_length=4096"
+                "request.usage", f"{pair!r} is no setting", hint="write --set KEY=VALUE, e.g. --set context=4096"
             )
         found[key.strip()] = _value(text)
     return found

@@ -22,12 +22,12 @@ def create(
 ) -> None:
     """Make an API key; it is shown this once.
 
-    The key alone goes to standard output, so KEY=$(slice key create ci) works.
+    The key alone goes to standard output, so KEY=$(slice key create ci) works; with -o name as well.
     """
     invocation: Invocation = ctx.obj
     expires_in_s = None if expires is None else int(seconds_from_text(expires))
     made = reach.admin(invocation).post("keys", body={"name": name, "expires_in_s": expires_in_s})
-    if output in {Output.TABLE, Output.WIDE}:
+    if output in {Output.TABLE, Output.WIDE, Output.NAME}:  # a name alone would lose the one sight of the key
         invocation.terminal.data(str(made["key"]))
         invocation.terminal.note(f"key {name} ({made.get('kid')}) was made; it is not shown again")
     else:

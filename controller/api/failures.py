@@ -39,6 +39,9 @@ _CODE_OF_PYDANTIC: Mapping[str, str] = {
 }
 
 
+_OTHER_RELEASE = "`slice version` says whether the CLI and the controller are of one release"
+
+
 def response_to(failure: Failure) -> JSONResponse:
     """Return the answer that tells a client of `failure`."""
     status = _STATUS_OF_CODE.get(failure.code, STATUS[failure.kind])
@@ -88,17 +91,17 @@ def _from_validation(errors: Sequence[Any]) -> Failure:
     if code == "request.invalid_json":
         return Failure(code, "the body is not valid JSON", hint="send one JSON object")
     if code == "request.unknown_field":
-        return Failure(code, f"the field {str(param)[:80]!r} is not known", hint="see /openapi.json", param=param)
+        return Failure(code, f"the field {str(param)[:80]!r} is not known", param=param)
     where = f"the field {param[:80]!r}" if param else "the body"
     message = str(first["msg"]).removeprefix("Value error, ")
-    return Failure(code, f"{where} is not right: {message}", hint="see /openapi.json", param=param)
+    return Failure(code, f"{where} is not right: {message}", param=param)
 
 
 def _from_http(status: int) -> Failure:
     if status == HTTPStatus.NOT_FOUND:
-        return Failure("request.not_found", "there is nothing at this path", hint="see /openapi.json")
+        return Failure("request.not_found", "there is nothing at this path", hint=_OTHER_RELEASE)
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        return Failure("request.method_not_allowed", "this path does not take this method", hint="see /openapi.json")
+        return Failure("request.method_not_allowed", "this path does not take this method", hint=_OTHER_RELEASE)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return Failure("request.invalid_json", "the body cannot be read", hint="send one JSON object in UTF-8")
     return unexpected()

@@ -72,7 +72,7 @@ class Gate:
         if not self._is_our_host(headers.get(b"host", b"").decode("latin-1")):
             raise Failure("request.invalid_field", "this Host is not served here", hint="use the address it listens on")
         if any(ord(character) < 32 for character in scope["path"]):
-            raise Failure("request.not_found", "there is nothing at this path", hint="see /openapi.json")
+            raise Failure("request.not_found", "there is nothing at this path")
 
     def _is_our_host(self, header: str) -> bool:
         name = _name_of(header)

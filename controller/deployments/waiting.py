@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from controller.deployments.model import Deployment, RefusalRow, Replica
 from core.states import Desired, NodeState, ReplicaState
 from core.units import text_from_seconds
+from scheduler.feasible import is_silence
 
 _S = ReplicaState
 
@@ -46,7 +47,8 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
 
     1. It is being deleted, or wants no replica: stopped.
     2. Enough replicas are ready on nodes that are heard of: ready.
-    3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing.
+    3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing, unless
+       both are about silent nodes: the refusal's numbers are older.
     4. No replica at all: the refusal's message, or that placement is about to look.
     """
     wanted = [sight for sight in sights if sight.replica.desired == Desired.RUN.value]
@@ -63,8 +65,9 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
     if not unready:
         waiting = refusal.message if refusal else "placement is about to look for a node"
         return Standing(state="waiting", ready_replicas=ready, waiting=waiting)
-    state, sentence = min((_sentence(sight) for sight in unready), key=lambda pair: _ORDER.index(pair[0]))
-    if refusal is not None:
+    nearest = min(unready, key=lambda sight: _ORDER.index(_sentence(sight)[0]))
+    state, sentence = _sentence(nearest)
+    if refusal is not None and (_is_heard(nearest) or not _is_about_silence(refusal)):
         sentence = f"{sentence}; {refusal.message}"
     return Standing(state=state, ready_replicas=ready, waiting=sentence)
 
@@ -74,6 +77,10 @@ _ORDER = ("starting", "waiting", "failed")
 
 def _is_heard(sight: Sight) -> bool:
     return sight.node_state is NodeState.READY
+
+
+def _is_about_silence(refusal: RefusalRow) -> bool:
+    return bool(refusal.nodes) and all(is_silence(node["reason"]) for node in refusal.nodes)
 
 
 def _sentence(sight: Sight) -> tuple[str, str]:

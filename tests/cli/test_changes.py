@@ -19,7 +19,7 @@ def filled(cluster: PlayedCluster) -> PlayedCluster:
 def test_deploy_sends_the_whole_wish(filled: PlayedCluster, slice_: Slice) -> None:
     ended = slice_(
         *("deploy", "smollm2", "--name", "fast", "--engine", "llamacpp", "--replicas", "2"),
-        *("--set", "context_length=4096", "--set", "flash=true", "--set", "note=a=b"),
+        *("--set", "context=4096", "--set", "flash=true", "--set", "note=a=b"),
     )
     assert (ended.code, ended.out) == (0, "")
     assert "deployed fast" in ended.err
@@ -32,7 +32,7 @@ def test_deploy_sends_the_whole_wish(filled: PlayedCluster, slice_: Slice) -> No
                 "engine": "llamacpp",
                 "engine_version": None,
                 "replicas": 2,
-                "settings": {"context_length": 4096, "flash": True, "note": "a=b"},
+                "settings": {"context": 4096, "flash": True, "note": "a=b"},
             },
         )
     ]
@@ -114,6 +114,10 @@ def test_a_new_key_alone_goes_to_standard_output(cluster: PlayedCluster, slice_:
     assert ended.out == "slice_fresh\n"
     assert "not shown again" in ended.err
     assert cluster.sent("POST") == [("keys", {"name": "ci", "expires_in_s": 7200})]
+
+
+def test_a_new_key_is_shown_even_where_only_its_name_was_asked_for(slice_: Slice) -> None:
+    assert slice_("key", "create", "ci", "-o", "name").out == "slice_fresh\n"
 
 
 def test_a_new_key_as_json_is_the_whole_object(slice_: Slice) -> None:

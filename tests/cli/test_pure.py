@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -10,16 +11,17 @@ from hypothesis import strategies as st
 from cli import contexts, human
 from cli.chat import Timings
 from cli.client import failure_of as admin_failure
-from cli.client import lines
+from cli.client import lines, patience
 from cli.commands.deployments import parsed_settings
 from cli.connection import Connection, callable_url, chosen_context, data_dir_of, door_url
 from cli.contexts import Context, Contexts
 from cli.invocation import Invocation
 from cli.openai_door import events, failure_of, pieces
+from cli.progress import LineStatus, StepBar
 from cli.readiness import sentence
 from cli.tables import Column, View, plain, table
-from cli.terminal import of_process
-from cli.views import KEYS, REPLICAS
+from cli.terminal import Terminal, of_process
+from cli.views import KEYS, MODELS, REPLICAS
 from core.errors import CODES, Failure, Kind
 from core.infra.clock import SystemClock
 from gateway.openai.errors import TABLE as DOOR_TABLE
@@ -258,3 +260,40 @@ def test_every_error_of_the_front_door_keeps_its_kind() -> None:
             assert failure_of({"message": "m", "code": openai_code}, status).kind is CODES[code][0], code
     assert failure_of({"message": "m", "code": "key_revoked"}, 401).code == "auth.key_revoked"
     assert failure_of({"message": "m", "code": "engine_busy"}, 503).code == "door.engine_busy"
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_sentence_whose_numbers_alone_change_is_one_line() -> None:
+    notes = _Notes()
+    status = LineStatus(cast(Terminal, notes))
+    for text in ("box silent for 9s", "box silent for 10s", "box silent for 1m00s", "box is back", "box silent for 2s"):
+        status.say(text)
+    assert notes.lines == ["box silent for 9s", "box is back", "box silent for 2s"]
+
+
+def test_the_steps_of_a_pull_are_lines_though_numbers_alone_change() -> None:
+    notes = _Notes()
+    bar = StepBar(cast(Terminal, notes))
+    for done in (0, 5, 10, 100):
+        bar.show({"model": "m", "state": "running", "bytes_done": done, "bytes_total": 100})
+    assert notes.lines == [f"pulling m: {share} % of 100 B" for share in (0, 10, 100)]
+
+
+def test_a_read_is_given_up_sooner_than_a_write_and_a_follower_never() -> None:
+    assert (patience("GET", is_followed=False), patience("POST", is_followed=False)) == (15.0, 60.0)
+    assert patience("GET", is_followed=True) is None
+
+
+@pytest.mark.parametrize(
+    ("digest", "shown"), [("sha256:" + "0123456789abcdef" * 4, "0123456789ab"), ("builtin:fake", "builtin"), ("", "-")]
+)
+def test_the_id_of_a_model_is_the_head_of_its_digest_or_builtin(digest: str, shown: str) -> None:
+    found = table(MODELS, [{"name": "m", "versions": [{"number": 1, "digest": digest}]}], NOW, is_wide=False)
+    assert shown in plain(found).splitlines()[1].split()[1]

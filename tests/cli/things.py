@@ -41,7 +41,7 @@ def deployment(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
         "version": 1,
         "engine": "llamacpp",
         "engine_version": "0.3.1",
-        "settings": {"context_length": 4096},
+        "settings": {"context": 4096},
         "replicas": 1,
         "ready_replicas": 1,
         "generation": 1,

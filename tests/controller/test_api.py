@@ -164,6 +164,31 @@ async def test_copies_and_aliases_point_at_one_file(cluster: Cluster) -> None:
     assert (await cluster.get("aliases"))["items"] == []
 
 
+async def test_a_mistyped_pull_is_told_of_the_model_alias_or_deployment_that_was_meant(cluster: Cluster) -> None:
+    await cluster.ok("POST", "deployments", {"model": "fake", "name": "quick-brown-fox", "replicas": 0})
+    await cluster.ok("POST", "models/fake/copy", {"to": "llama-tiny"})
+    await cluster.ok("PUT", "aliases/conversation", {"model": "llama-tiny"})
+    for typed, meant in (
+        ("llama-tny", "llama-tiny"),
+        ("conversaton", "conversation"),
+        ("quick-brown-fx", "quick-brown-fox"),
+        ("smolm2", "smollm2"),
+    ):
+        _, answer = await cluster.request("POST", "/api/v1/pulls", {"name": typed})
+        assert answer["error"]["message"].endswith(f"Did you mean '{meant}'?")
+        assert "--source " in answer["error"]["hint"]
+
+
+async def test_a_refused_field_is_named_and_nobody_is_sent_to_a_schema(cluster: Cluster) -> None:
+    _, unknown = await cluster.request("POST", "/api/v1/deployments", {"model": "fake", "extra": 1})
+    assert (unknown["error"]["message"], unknown["error"]["hint"]) == ("the field 'extra' is not known", "")
+    _, wrong = await cluster.request("POST", "/api/v1/deployments", {"model": "fake", "replicas": 1001})
+    assert wrong["error"]["message"] == (
+        "the field 'replicas' is not right: Input should be less than or equal to 1000"
+    )
+    assert wrong["error"]["hint"] == ""
+
+
 async def test_metrics_and_status_tell_of_the_cluster(cluster: Cluster) -> None:
     async with PlayedNode(cluster.socket):
 

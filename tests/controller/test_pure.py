@@ -246,6 +246,28 @@ def test_a_deployment_without_replicas_tells_of_its_refusal() -> None:
     assert standing(deployment(is_deleting=True), [], None).state == "stopped"
 
 
+@pytest.mark.parametrize(
+    ("reason", "node_state", "expected"),
+    [
+        ("has not been heard of for 11s", NodeState.SUSPECT, "node box has not been heard of for 13s"),
+        ("said goodbye 11s ago", NodeState.OFFLINE, "node box is offline: its node agent was stopped"),
+        ("is cordoned", NodeState.SUSPECT, "node box has not been heard of for 13s; node box is cordoned"),
+        ("said goodbye 11s ago", NodeState.READY, "fake is starting on node box; node box said goodbye 11s ago"),
+    ],
+)
+def test_a_silent_node_is_told_of_once(reason: str, node_state: NodeState, expected: str) -> None:
+    refusal = RefusalRow(
+        deployment_id="dep_1",
+        code="placement.no_node",
+        message=f"node box {reason}",
+        hint="",
+        nodes=[{"node": "box", "reason": reason}],
+        cured_by=[],
+    )
+    sight = Sight(replica=replica(state="starting"), node_name="box", node_state=node_state, silent_s=13.2)
+    assert standing(deployment(), [sight], refusal).waiting == expected
+
+
 def test_a_report_is_mirrored_once_and_ready_needs_an_address() -> None:
     row = replica(state="starting", host="", port=0)
     report = ReplicaReport(replica_id=REPLICA, incarnation=1, state=ReplicaState.READY)

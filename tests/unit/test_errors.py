@@ -49,6 +49,9 @@ def test_a_failure_has_its_code_s_kind_and_retry():
     failure = Failure("placement.no_node", "no machine has joined yet", hint="start one", param="engine")
     assert (failure.kind, failure.retry) == (Kind.UNAVAILABLE, Retry.LATER)
     assert str(failure) == "no machine has joined yet; start one"
+    assert str(Failure("door.no_routes", "It does not exist.", hint="Look")) == "It does not exist. Look"
+    assert str(Failure("door.no_routes", "None 'a'. Did you mean 'b'?", hint="Look")).endswith("'b'? Look")
+    assert str(Failure("door.no_routes", "It does not exist.")) == "It does not exist."
     assert failure.as_json() == {
         "code": "placement.no_node",
         "message": "no machine has joined yet",

@@ -154,12 +154,12 @@ def test_without_any_machine_the_refusal_says_so():
 def test_a_silent_only_node_is_named_with_its_silence():
     answer = plan(picture(node("box", state=NodeState.SUSPECT), deployment()))
     assert refused(answer).code == "placement.no_node"
-    assert refused(answer).message == "node box has not been heard of for 9 s"
+    assert refused(answer).message == "node box has not been heard of for 9s"
 
 
 def test_a_node_that_said_goodbye_is_named_so():
     answer = plan(picture(node("box", state=NodeState.OFFLINE), deployment()))
-    assert refused(answer).message == "node box said goodbye 9 s ago"
+    assert refused(answer).message == "node box said goodbye 9s ago"
 
 
 def test_a_cordoned_only_node_is_named():
