@@ -5,7 +5,8 @@ HAProxy's own arguments (Serve calls us through `RAY_SERVE_HAPROXY_BINARY_PATH`)
 `execv`, so that the pid which Serve watches is HAProxy's. Standard library only: it is run by path with `python -IS`.
 
 Why: Serve 2.60 binds HAProxy's statistics and metrics on all interfaces, opens the admin socket to everybody, answers
-its own errors as text, and gives a client for ever to send its headers. It has no settings for these.
+its own errors as text (a 404, at which clients give up, while the app is not yet there), and gives a client for ever
+to send its headers. It has no settings for these.
 """
 
 import os
@@ -34,6 +35,14 @@ _ERRORS: Mapping[int, tuple[str, tuple[str, str, str], str]] = {
     504: ("Gateway Timeout", _UNAVAILABLE, "retry-after: 1\r\n"),
 }
 _FRONTEND = re.compile(r"^(\s*)bind 127\.0\.0\.1:(\d+)\s*$")
+_TEXT_ERROR = re.compile(
+    r"^(\s*http-request return status )[45]\d\d content-type text/plain (?:lf-)?string "
+    r'"(?:[^"\\]|\\.)*"(| (?:if|unless) .*)$'
+)
+_STARTING = "503 default-errorfiles"
+"""What stands in for Serve's words: our error file, retry-after included."""
+_TEXT_ANSWER = f"http-response return status {_STARTING} if {{ res.hdr(content-type) -i -m beg text/plain }}"
+"""Our app answers with application/json or text/event-stream only: plain text is Serve's replica or its spare proxy."""
 # Headers by which a client could steer Serve itself: a text/plain 408, another model, an id of its own making.
 _STEERING = ("x-request-timeout-seconds", "serve_multiplexed_model_id", "serve-multiplexed-model-id", "x-request-id")
 
@@ -62,17 +71,20 @@ def _section_head(line: str, error_dir: str) -> list[str]:
         return [f"    timeout http-request {RECEIVE_HEADERS_S}s", *files]
     if line.strip() == "frontend http_frontend":
         rules = [f"    http-request del-header {name}" for name in _STEERING]
-        return [*rules, "    http-request set-header x-request-disconnect-disabled ?1"]
+        return [*rules, "    http-request set-header x-request-disconnect-disabled ?1", f"    {_TEXT_ANSWER}"]
     return []
 
 
 def _line(line: str, host: str) -> list[str]:
     words = line.split()
-    ours = ["errorfile", "timeout http-request", "http-request del-header", "http-request set-header x-request-disc"]
-    if any(line.strip().startswith(start) for start in ours) or words[:1] == ["log"]:
+    ours = ("errorfile", "timeout http-request", "http-request del-header", "http-request set-header x-request-disc")
+    if line.strip().startswith((*ours, _TEXT_ANSWER)) or words[:1] == ["log"]:
         return []  # a second pass, Serve's text errors, or one syslog datagram a request that nobody reads
     if words[:2] == ["stats", "socket"]:
         return [line.replace("mode 666", "mode 600")]
+    said = _TEXT_ERROR.match(line)
+    if said is not None:
+        return [f"{said[1]}{_STARTING}{said[2]}"]
     found = _FRONTEND.match(line)
     if found is not None:
         address = f"[{host}]" if ":" in host else host

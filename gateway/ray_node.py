@@ -26,6 +26,9 @@ OBJECT_STORE_BYTES = 80_000_000
 LONGEST_STREAM_S = 3600
 """How long an old HAProxy keeps its streams after a reload; Serve's default of 120 s would cut long answers."""
 KEPT_SESSIONS = 2
+HAPROXY_CHECK_S = 0.5
+"""Time between Serve's looks at HAProxy, which it replaces after three misses; its default of 10 s leaves half a minute
+without a door. A miss is an admin socket that nobody listens on or no answer in 5 s: never a door that is only busy."""
 _RAY_TEMP = "t"  # Ray makes its own folder 0777, so it is one below ours, which stays 0700
 _LONGEST_RAY_DIR = 38
 """HAProxy's socket path is RAY_DIR/<56 characters>/s plus ten while it binds, and must stay under 107 bytes."""
@@ -67,6 +70,7 @@ def environment(config: DoorConfig, *, cpu_count: int, open_files: int) -> Mappi
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["serve_haproxy_stats"]),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(LONGEST_STREAM_S),
         "RAY_SERVE_HAPROXY_MAXCONN": str(max(100, min(20_000, (open_files - 500) * 2 // 5))),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(HAPROXY_CHECK_S),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cpu_count)),
     }
 

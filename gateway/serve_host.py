@@ -4,7 +4,8 @@ Comes in: a `DoorConfig`. Goes out: one line `{"ready": true}` on standard outpu
 when the start failed for a reason that has a code), then an exit code: 0 after SIGTERM or SIGINT,
 `EXIT_REDEPLOY` when Ray is lost (its owner starts everything afresh), 1 when the start failed. Run by
 `cli.roots.door` under a shim, which kills whatever is left of the tree. It must not repair Ray in place: a new Ray
-takes 6 s, a half-dead one has no bound.
+takes 6 s, a half-dead one has no bound. A lost HAProxy is replaced by Serve in 3 s (`ray_node.HAPROXY_CHECK_S`); we
+start afresh when it does not.
 """
 
 import ctypes
@@ -16,7 +17,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
@@ -35,10 +37,14 @@ __all__ = ["EXIT_REDEPLOY", "DoorConfig", "main"]
 
 EXIT_REDEPLOY = 3
 READY_TIMEOUT_S = 60.0
-CHECK_S = 2.0
+CHECK_S = 1.0
 """Time between looks at the port and at Serve's controller; a lost GCS or raylet wakes us at once."""
+ANSWER_S = 2.0
+"""How long one look waits for the port's answer."""
 LOST_AFTER_S = 15.0
 """How long the port may not answer, or Serve's controller be missing, before everything is started afresh."""
+REFUSED_AFTER_S = 8.0
+"""How long nobody may listen on the port: twice and more what Serve takes to replace HAProxy, as long as a redeploy."""
 DISCONNECT_S = 3.0
 """How long Ray may take to let go of this process before its processes are killed."""
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -150,13 +156,17 @@ def _watch(config: DoorConfig, pids: Mapping[str, int], wakeup: int, clock: Cloc
                 handle = os.pidfd_open(pid)
                 handles[handle] = name
                 selector.register(handle, selectors.EVENT_READ)
-            looks = {"the HTTP port": lambda: answers(config), "Serve's controller": has_controller}
-            seen = dict.fromkeys(looks, clock.monotonic())
+            now = clock.monotonic()
+            looks = [
+                Look(what="HAProxy", is_there=lambda: is_listening(config), lost_after_s=REFUSED_AFTER_S, seen_at=now),
+                Look(what="the HTTP port", is_there=lambda: answers(config), lost_after_s=LOST_AFTER_S, seen_at=now),
+                Look(what="Serve's controller", is_there=has_controller, lost_after_s=LOST_AFTER_S, seen_at=now),
+            ]
             while True:
                 fired = [key.fd for key, _ in selector.select(CHECK_S)]
                 if wakeup in fired:
                     return 0
-                lost = [handles[fd] for fd in fired] or _missing(looks, seen, clock)
+                lost = [handles[fd] for fd in fired] or missing(looks, clock, log)
                 if lost:
                     log.error("ray_lost", what=", ".join(lost))
                     return EXIT_REDEPLOY
@@ -168,18 +178,52 @@ def _watch(config: DoorConfig, pids: Mapping[str, int], wakeup: int, clock: Cloc
             os.close(handle)
 
 
-def _missing(looks: Mapping[str, Callable[[], bool]], seen: dict[str, float], clock: Clock) -> list[str]:
-    """Return what was not seen for `LOST_AFTER_S`, and note in `seen` what is seen now."""
-    for name, look in looks.items():
-        if look():
-            seen[name] = clock.monotonic()
-    return [name for name, at in seen.items() if clock.monotonic() - at > LOST_AFTER_S]
+@dataclass(kw_only=True)
+class Look:
+    """One thing that must be there, and when it was last seen (monotonic, seconds)."""
+
+    what: str
+    is_there: Callable[[], bool]
+    lost_after_s: float
+    seen_at: float
+    is_missed: bool = False
+
+
+def missing(looks: Sequence[Look], clock: Clock, log: Log) -> list[str]:
+    """Look at each, say when one goes or comes back, and return those not seen for longer than they may be away."""
+    for look in looks:
+        was_missed, look.is_missed = look.is_missed, not look.is_there()
+        if not look.is_missed:
+            look.seen_at = clock.monotonic()
+        if look.is_missed is not was_missed:
+            log.warning("door_part_missing" if look.is_missed else "door_part_back", what=look.what)
+    return [look.what for look in looks if clock.monotonic() - look.seen_at > look.lost_after_s]
+
+
+def is_listening(config: DoorConfig) -> bool:
+    """Return False only when the kernel says that nobody listens on the port.
+
+    A busy or full HAProxy is not refused but queued, and a reload binds before it lets go (SO_REUSEPORT).
+    """
+    host = _reachable(config)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(ANSWER_S)
+        try:
+            probe.connect((host, config.port))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def _reachable(config: DoorConfig) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104 - compared, not bound
 
 
 def answers(config: DoorConfig) -> bool:
     """Return whether the front end answers `/health` through HAProxy and a replica."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104 - compared, not bound
-    connection = HTTPConnection(host, config.port, timeout=CHECK_S)
+    connection = HTTPConnection(_reachable(config), config.port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200

@@ -232,6 +232,30 @@ async def test_serve_replaces_a_door_that_dies(hosted: HostedDoor) -> None:
     await until_async(answers, 20)
 
 
+async def test_a_killed_haproxy_is_replaced_soon_and_no_client_is_told_to_give_up(hosted: HostedDoor) -> None:
+    def is_haproxy(one: psutil.Process) -> bool:
+        return Path((one.cmdline() or [""])[0]).name == "haproxy"
+
+    killed = [one for one in hosted.family() if is_haproxy(one)]
+    for one in killed:
+        one.kill()
+    began = time.monotonic()
+
+    async def answers() -> bool:
+        try:
+            answer = await call(hosted.config.port, "GET", "/v1/models")
+        except (OSError, asyncio.IncompleteReadError):
+            return False  # nobody listens: an SDK tries again
+        assert answer.header("content-type") == "application/json"
+        assert answer.status in (200, 503)
+        return answer.status == 200
+
+    await until_async(answers, 20)
+    assert time.monotonic() - began < 8  # 3.2 s on a quiet machine; 15 s and a redeploy before
+    assert hosted.process.poll() is None
+    assert not {one.pid for one in killed} & {one.pid for one in hosted.family() if is_haproxy(one)}
+
+
 def test_the_host_is_small_and_ready_soon(hosted: HostedDoor) -> None:
     pss_bytes = sum(one.memory_full_info().pss for one in hosted.family())
     assert pss_bytes < 900_000_000
