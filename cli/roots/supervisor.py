@@ -30,6 +30,7 @@ async def supervise(block: ClusterBlock, held: SupervisorLock) -> Failure | None
             parts = await asyncio.to_thread(parts_of, block, wanted)
         except Failure as failure:
             journal.write(Mark.ENDED, "cluster", str(failure), failure.as_json())
+            await teardown.teardown(block)
             return failure
         supervisor = Supervisor(
             parts=parts,

@@ -74,7 +74,9 @@ def test_down_at_any_moment_of_up_ends_what_up_began_and_of_two_ups_one_follows_
             asked = cluster.start("up")
             threading.Event().wait(delay_s)
             cluster.slice("down")
-            asked.communicate(timeout=60)
+            _, said = asked.communicate(timeout=60)
+            if asked.returncode == 0:  # it began only after `down` had looked
+                cluster.slice("down")
             until(lambda: not leftovers(cluster.data_dir, cluster.block), 20.0, "nothing to be left")
 
 
