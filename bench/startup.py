@@ -43,6 +43,8 @@ def measured(running: Running) -> list[Section]:
 
 def _forget_database(running: Running) -> None:
     shutil.rmtree(running.block.postgres_dir)
+    # A node refuses a controller whose reign is older than one it has seen, and a new database begins at the first.
+    (running.block.node_dir / "applied.json").unlink(missing_ok=True)
     (running.data_dir / "starter.done").unlink(missing_ok=True)
     running.block.secret_file("api_key").unlink(missing_ok=True)
 
