@@ -19,6 +19,7 @@ from openai import OpenAI
 
 from core.infra import cluster
 from core.infra.cluster import PORTS_PER_CLUSTER, ClusterBlock
+from tests.system.fetching import fetched
 from tests.waiting import until
 
 SLICE = [sys.executable, "-m", "cli"]
@@ -109,8 +110,9 @@ class Running:
         token = self.block.secret_file("operator_token").read_text().strip()
         url = f"{self.block.controller_url}/api/v1/{path}"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
+        status, text = fetched(request, timeout_s=15)
+        assert status == 200, (status, text)
+        return json.loads(text)
 
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
         """Return the replicas of one deployment as the admin API tells them."""

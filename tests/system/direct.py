@@ -3,7 +3,6 @@
 import os
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from adapters import registry
 from adapters.contract import LaunchRequest, Settings
 from core.ids import ReplicaId
 from tests.system.cluster import Running, free_port_pair
+from tests.system.fetching import fetched
 
 KEY = "direct"
 
@@ -65,8 +65,4 @@ def llamacpp(running: Running, model: Path, served_name: str, settings: Settings
 
 
 def _is_healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    return fetched(url, timeout_s=2)[0] == 200

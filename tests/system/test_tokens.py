@@ -12,6 +12,7 @@ from adapters.checking import checked_settings
 from tests import ggufs
 from tests.system import direct
 from tests.system.cluster import Running
+from tests.system.fetching import fetched
 from tests.waiting import until
 
 pytestmark = pytest.mark.system
@@ -32,8 +33,9 @@ def _completion(base: str, key: str, model: str) -> Any:
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["choices"][0]
+    status, text = fetched(request)
+    assert status == 200, text
+    return json.loads(text)["choices"][0]
 
 
 def test_greedy_tokens_and_logprobs_through_the_door_equal_those_of_llama_cpp(
