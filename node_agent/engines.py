@@ -10,9 +10,10 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.contract import Adapter, InstallPlan
+from adapters.contract import Adapter, Binary, InstallPlan
 from core.errors import Failure
 from core.infra import cluster
 from core.infra.logs import Log
@@ -23,6 +24,14 @@ _MARKER = "slice-engine.json"
 _INSTALL_DEADLINE_S = 3600.0  # several GB of CUDA libraries over a slow line
 _PROBE_DEADLINE_S = 300.0  # a first import compiles byte code and loads CUDA
 _PATH_WORD = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """What runs an engine here: absolute paths; `executable` is "" for an engine without a binary of its own."""
+
+    python: str
+    executable: str = ""
 
 
 class EngineHouse:
@@ -46,17 +55,21 @@ class EngineHouse:
         self._children = children
         self._guard = guard
         self._log = log
-        self._installs: dict[tuple[str, str], asyncio.Task[str | Failure]] = {}
+        self._installs: dict[tuple[str, str], asyncio.Task[Installed | Failure]] = {}
 
-    async def ensure(self, engine: str, version: str) -> str:
-        """Return the absolute path of the interpreter that runs `engine` at `version`, installed if need be.
+    async def ensure(self, engine: str, version: str) -> Installed:
+        """Return what runs `engine` at `version`, installed if need be.
 
         Raises:
-            Failure: `engine.unknown`, `engine.install_failed`, or `disk.full`.
+            Failure: `engine.unknown`, `engine.not_installed`, `engine.install_failed`, or `disk.full`.
         """
         plan = self._adapter(engine).install_plan(version)
+        if plan.binary is not None:
+            return Installed(
+                python=sys.executable, executable=await asyncio.to_thread(self._found, engine, plan.binary)
+            )
         if not plan.requirements:
-            return sys.executable
+            return Installed(python=sys.executable)
         if not _PATH_WORD.match(engine) or not _PATH_WORD.match(version):
             raise Failure("request.invalid_field", f"{engine} {version!r} names no version", param="engine_version")
         key = (engine, version)
@@ -70,17 +83,27 @@ class EngineHouse:
             raise outcome
         return outcome
 
+    def _found(self, engine: str, binary: Binary) -> str:
+        found = shutil.which(binary.executable, path=self._environment.get("PATH"))
+        if found is None:
+            raise Failure(
+                "engine.not_installed",
+                f"there is no program {binary.executable!r} on this node's PATH",
+                hint=f"install {engine} on the node, or `slice engine install {engine}@VERSION --from SOURCE`",
+            )
+        return str(Path(found).resolve())
+
     def installed(self, adapter: Adapter) -> tuple[str, ...]:
         """Return the versions of an engine that are ready here. Blocks."""
         if not adapter.install_plan(adapter.default_version).requirements:
             return (adapter.default_version,)
         return tuple(sorted(marker.parent.name for marker in self._root.glob(f"{adapter.name}/*/{_MARKER}")))
 
-    async def _install(self, engine: str, version: str, plan: InstallPlan) -> str | Failure:
+    async def _install(self, engine: str, version: str, plan: InstallPlan) -> Installed | Failure:
         place = self._root / engine / version
         python = place / "bin" / "python"
         if (place / _MARKER).exists():
-            return str(python)
+            return Installed(python=str(python))
         self._log.info("engine_install_begun", engine=engine, version=version)
         try:
             async with asyncio.timeout(_INSTALL_DEADLINE_S):
@@ -96,7 +119,7 @@ class EngineHouse:
         except OSError as error:
             return Failure("engine.install_failed", f"{engine} {version} cannot be installed: {error.strerror}")
         self._log.info("engine_installed", engine=engine, version=version)
-        return str(python)
+        return Installed(python=str(python))
 
     async def _make(self, place: Path, python: Path, plan: InstallPlan) -> None:
         # Made in its final place, because console scripts hold their environment's absolute path; the marker, written

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapters.contract import Adapter, LaunchRequest, Settings
+from adapters.contract import Adapter, LaunchRequest, ModelFile, Settings
 from core.devices import CPU_DEVICE
 from core.errors import Failure
 from core.ids import DeviceId, ReplicaId
 from core.infra import cluster
+from node_agent.engines import Installed
 from node_agent.ports import HOST
 from node_agent.shim_client import ShimSpec
 from protos.slice.node.v1 import node_pb2
@@ -101,20 +102,82 @@ def load_started(replica_dir: Path) -> Started | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A shim to be and the files that must be there before."""
+    """A shim to be and what must be in its work directory before: texts, and hard links to absolute paths."""
 
     spec: ShimSpec
     work_dir: Path
     files: Mapping[str, str]
+    links: Mapping[str, str]
+
+
+def model_path(files: Sequence[ModelFile], model_dir: Path) -> str:
+    """Return what an engine is pointed at: the file itself, a first GGUF file in `model_dir`, or `model_dir`.
+
+    1. No file: nothing.
+    2. One GGUF file: its place in the store.
+    3. A GGUF file in parts, or with company: the first one's link, since an engine finds the others beside it.
+    4. Anything else: the directory of links.
+    """
+    if not files:
+        return ""
+    is_gguf = _is_gguf(files[0])
+    if is_gguf and len(files) == 1:
+        return files[0].stored_at
+    return str(model_dir / files[0].path) if is_gguf else str(model_dir)
+
+
+def _is_gguf(file: ModelFile) -> bool:
+    # A file without a name of its own comes from a release that had GGUF only.
+    return not file.path or file.path.endswith(".gguf")
+
+
+def link_model(files: Sequence[ModelFile], model_dir: Path) -> None:
+    """Make `model_dir` hold the version's files under their own names, as hard links into the store. Blocks.
+
+    Raises:
+        Failure: `request.invalid_field` for a path that leads outside, `cluster.data_dir_unusable`.
+        OSError: a link cannot be made.
+    """
+    shutil.rmtree(model_dir, ignore_errors=True)
+    if len(files) > 1 or (files and not _is_gguf(files[0])):
+        _make_links({file.path: file.stored_at for file in files}, model_dir)
+
+
+def request_of(
+    *,
+    want: node_pb2.ReplicaWant,
+    installed: Installed,
+    files: Sequence[ModelFile],
+    port: int,
+    replica_dir: Path,
+) -> LaunchRequest:
+    """Return what the adapter is told of one spawn of `want`.
+
+    Raises:
+        Failure: `request.invalid_json`.
+    """
+    return LaunchRequest(
+        replica_id=ReplicaId(want.replica_id),
+        engine_version=want.engine_version,
+        python=installed.python,
+        executable=installed.executable,
+        model_path=model_path(files, replica_dir / "model"),
+        files=tuple(files),
+        served_name=want.served_name,
+        settings=settings_of(want),
+        devices=tuple(DeviceId(promise.device_id) for promise in want.devices),
+        host=HOST,
+        port=port,
+        api_key=want.engine_key,
+        work_dir=str(replica_dir / "work"),
+    )
 
 
 def prepare(
     *,
     want: node_pb2.ReplicaWant,
     adapter: Adapter,
-    python: str,
-    model_path: str,
-    port: int,
+    request: LaunchRequest,
     incarnation: int,
     replica_dir: Path,
     socket_path: Path,
@@ -123,25 +186,11 @@ def prepare(
     """Return what to write and start for one spawn of `want`.
 
     Raises:
-        Failure: from the adapter, or `request.invalid_json`.
+        Failure: from the adapter.
     """
-    devices = tuple(DeviceId(promise.device_id) for promise in want.devices)
-    work_dir = replica_dir / "work"
-    launch = adapter.launch(
-        LaunchRequest(
-            replica_id=ReplicaId(want.replica_id),
-            engine_version=want.engine_version,
-            python=python,
-            model_path=model_path,
-            served_name=want.served_name,
-            settings=settings_of(want),
-            devices=devices,
-            host=HOST,
-            port=port,
-            api_key=want.engine_key,
-            work_dir=str(work_dir),
-        )
-    )
+    devices = request.devices
+    work_dir = Path(request.work_dir)
+    launch = adapter.launch(request)
     spec = ShimSpec(
         shim_id=want.replica_id,
         argv=launch.argv,
@@ -154,20 +203,34 @@ def prepare(
         stop_grace_s=adapter.health.stop_grace_s,
         log_max_bytes=_LOG_MAX_BYTES,
     )
-    return Prepared(spec=spec, work_dir=work_dir, files=launch.files)
+    return Prepared(spec=spec, work_dir=work_dir, files=launch.files, links=launch.links)
 
 
 def write_files(prepared: Prepared) -> None:
-    """Make an empty work directory with the launch's files, 0600. Blocks.
+    """Make an empty work directory with the launch's links and files, the latter 0600. Blocks.
 
     Raises:
         Failure: `cluster.data_dir_unusable`; `request.invalid_field` for a file outside the directory.
+        OSError: a link cannot be made.
     """
     shutil.rmtree(prepared.work_dir, ignore_errors=True)
     cluster.make_private_dir(prepared.work_dir)
+    _make_links(prepared.links, prepared.work_dir)
     for name, text in prepared.files.items():
-        file = prepared.work_dir / name
-        if not file.resolve().is_relative_to(prepared.work_dir.resolve()):
-            raise Failure("request.invalid_field", f"{name!r} lies outside the replica's directory")
+        file = _inside(prepared.work_dir, name)
         cluster.make_private_dir(file.parent)
         cluster.write_private(file, text)
+
+
+def _make_links(links: Mapping[str, str], directory: Path) -> None:
+    for name, target in links.items():
+        place = _inside(directory, name)
+        cluster.make_private_dir(place.parent)
+        place.hardlink_to(target)
+
+
+def _inside(directory: Path, name: str) -> Path:
+    place = directory / name
+    if not name or not place.resolve().is_relative_to(directory.resolve()):
+        raise Failure("request.invalid_field", f"{name!r} lies outside the replica's directory")
+    return place

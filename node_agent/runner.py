@@ -14,17 +14,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from adapters.contract import Health
+from adapters.contract import Health, LaunchRequest, ModelFile, Provisioned
 from core.devices import CPU_DEVICE
 from core.errors import Failure
+from core.ids import Sha256
 from core.infra import cluster
 from core.infra.processes import ProcessMark
 from core.states import Desired, ReplicaState
 from node_agent import launching, lifecycle, logs, measure, probe, replica, shim_client
+from node_agent.engines import Installed
 from node_agent.files.wants import FileOrder
 from node_agent.launching import Started
 from node_agent.memory import MemoryWatch
 from node_agent.ports import HOST
+from node_agent.provisioning import Provisioning
 from node_agent.replica import Bounds, Replica
 from node_agent.shim_client import ShimHandle, ShimStatus
 from node_agent.surroundings import Surroundings
@@ -52,8 +55,10 @@ class Runner:
         self._handle: ShimHandle | None = None
         self._status: ShimStatus | None = None
         self._health = Health(path="/")
-        self._python = sys.executable
-        self._model_path = ""
+        self._installed = Installed(python=sys.executable)
+        # Of a replica every digest is known beforehand, so one that is adopted while it starts has its files too.
+        self._files = tuple(self._model_file(want.path, want.sha256, want.size_bytes) for want in want.files)
+        self._provisioning: Provisioning | None = None
         self._port = 0
         self._log_offset = 0
         self._started: Started | None = None
@@ -253,31 +258,36 @@ class Runner:
             self._inbox.put_nowait(good)
 
     async def _fetch(self) -> None:
-        paths = []
+        files = []
         for want in self.want.files:
             order = FileOrder(source=want.source, sha256=want.sha256, size_bytes=want.size_bytes)
             stored = await self._around.pulls.ensure(order)
-            paths.append(str(self._around.store.path_of(stored.sha256)))
-        self._model_path = paths[0] if paths else ""
+            files.append(self._model_file(want.path, stored.sha256, stored.size_bytes))
+        self._files = tuple(files)
+
+    def _model_file(self, path: str, sha256: str, size_bytes: int) -> ModelFile:
+        digest = Sha256(sha256)
+        place = str(self._around.store.path_of(digest))
+        return ModelFile(path=path, sha256=digest, size_bytes=size_bytes, stored_at=place)
 
     async def _install(self) -> None:
-        self._python = await self._around.engines.ensure(self.want.engine, self.want.engine_version)
+        self._installed = await self._around.engines.ensure(self.want.engine, self.want.engine_version)
 
     async def _spawn(self, incarnation: int) -> None:
         try:
             await self._clear_old_shim()
             self._port = self._around.ports.take()
+            request = self._request()
             prepared = launching.prepare(
                 want=self.want,
                 adapter=self._around.adapter(self.want.engine),
-                python=self._python,
-                model_path=self._model_path,
-                port=self._port,
+                request=request,
                 incarnation=incarnation,
                 replica_dir=self._dir,
                 socket_path=self._around.shim_dir / f"{self.want.replica_id}.sock",
                 environment=self._around.environment,
             )
+            await asyncio.to_thread(launching.link_model, self._files, self._dir / "model")
             await asyncio.to_thread(launching.write_files, prepared)
             self._started = Started(
                 incarnation=incarnation,
@@ -295,6 +305,15 @@ class Runner:
             await self._spawn_failed(Failure("shim.start_failed", reason, hint="check free space and modes"))
         else:
             await self._take(lifecycle.Spawned(incarnation=incarnation))
+
+    def _request(self) -> LaunchRequest:
+        return launching.request_of(
+            want=self.want,
+            installed=self._installed,
+            files=self._files,
+            port=self._port,
+            replica_dir=self._dir,
+        )
 
     async def _spawn_failed(self, failure: Failure) -> None:
         self._clear_engine()
@@ -374,6 +393,19 @@ class Runner:
             return lifecycle.ProbeFailed(reason=f"it answers {status}")
         if self.state is ReplicaState.STARTING and not await self._is_listener_ours():
             return lifecycle.ProbeFailed(reason="another program answers on its port")
+        if self.state is ReplicaState.STARTING:
+            return await self._provisioned()
+        return lifecycle.ProbePassed()
+
+    async def _provisioned(self) -> lifecycle.Happened:
+        """Make the calls that an engine needs before it serves its model, once a spawn; a failed one is made again."""
+        adapter = self._around.adapter(self.want.engine)
+        if not isinstance(adapter, Provisioned):
+            return lifecycle.ProbePassed()
+        if self._provisioning is None:
+            self._provisioning = Provisioning(adapter.provision(self._request()), self.want.engine_key)
+        if fault := await self._provisioning.advance(HOST, self._port):
+            return lifecycle.ProbeFailed(reason=fault)
         return lifecycle.ProbePassed()
 
     async def _is_listener_ours(self) -> bool:
@@ -396,7 +428,7 @@ class Runner:
     def _clear_engine(self) -> None:
         if self._port:
             self._around.ports.give_back(self._port)
-        self._port, self._memory_bytes, self._handle, self._status = 0, 0, None, None
+        self._port, self._memory_bytes, self._handle, self._status, self._provisioning = 0, 0, None, None, None
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from adapters.contract import (
+    Capability,
     Dialect,
     Endpoint,
     Fingerprint,
@@ -18,6 +19,7 @@ from adapters.contract import (
     Launch,
     LaunchRequest,
     ModelFacts,
+    Runtime,
     Settings,
     SettingSpec,
 )
@@ -85,9 +87,19 @@ class Fake:
         return "1"
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that this release knows."""
+        return (self.default_version,)
+
+    @property
+    def runtimes(self) -> frozenset[Runtime]:
+        """A process."""
+        return frozenset({Runtime.PROCESS})
+
+    @property
     def formats(self) -> frozenset[str]:
         """It takes a model of any format, or none, and reads nothing of it."""
-        return frozenset({"", "gguf"})
+        return frozenset({"", "gguf", "safetensors"})
 
     @property
     def setting_specs(self) -> tuple[SettingSpec, ...]:
@@ -151,6 +163,10 @@ class Fake:
     def endpoints(self, settings: Settings) -> frozenset[Endpoint]:
         """Return all of them."""
         return frozenset(Endpoint)
+
+    def capabilities(self, settings: Settings) -> frozenset[Capability]:
+        """Return its endpoints and usage in streams; it has no sampler, so no seed, schema, tools or logprobs."""
+        return frozenset({*(Capability(one.value) for one in self.endpoints(settings)), Capability.STREAM_USAGE})
 
     def footprint(self, facts: ModelFacts, settings: Settings) -> Footprint:
         """Return what it was told to allocate, and its process; the model's own size does not matter."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from adapters.contract import (
+    Capability,
     Dialect,
     Endpoint,
     Fingerprint,
@@ -18,6 +19,7 @@ from adapters.contract import (
     Launch,
     LaunchRequest,
     ModelFacts,
+    Runtime,
     Settings,
     SettingSpec,
 )
@@ -110,6 +112,16 @@ class LlamaCpp:
         return "2026.10.11549"
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions that this release knows."""
+        return (self.default_version,)
+
+    @property
+    def runtimes(self) -> frozenset[Runtime]:
+        """A process."""
+        return frozenset({Runtime.PROCESS})
+
+    @property
     def formats(self) -> frozenset[str]:
         """Model formats it eats."""
         return frozenset({"gguf"})
@@ -185,6 +197,17 @@ class LlamaCpp:
         """Return chat and completions, and embeddings unless they are switched off."""
         always = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
         return always | {Endpoint.EMBEDDINGS} if settings.get("embeddings", True) else always
+
+    def capabilities(self, settings: Settings) -> frozenset[Capability]:
+        """Return its endpoints and what its server does within them (tools need a template that knows them)."""
+        powers = {
+            Capability.STREAM_USAGE,
+            Capability.SEED,
+            Capability.JSON_SCHEMA,
+            Capability.TOOLS,
+            Capability.LOGPROBS,
+        }
+        return frozenset({*(Capability(one.value) for one in self.endpoints(settings)), *powers})
 
     def footprint(self, facts: ModelFacts, settings: Settings) -> Footprint:
         """Return the bytes of one replica on the CPU; unknown when the header leaves out a size."""

@@ -16,7 +16,7 @@ from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
-from node_agent.engines import EngineHouse
+from node_agent.engines import EngineHouse, Installed
 from node_agent.subprocesses import Children
 from tests.node_agent import wheels
 
@@ -55,7 +55,7 @@ async def house(tmp_path: Path, adapter: Fake) -> AsyncIterator[EngineHouse]:
 
 async def test_an_engine_without_requirements_runs_in_our_own_interpreter(tmp_path: Path) -> None:
     async with house(tmp_path, Fake()) as engines:
-        assert await engines.ensure("fake", "1") == sys.executable
+        assert (await engines.ensure("fake", "1")).python == sys.executable
         assert engines.installed(Fake()) == ("1",)
 
 
@@ -63,9 +63,9 @@ async def test_those_who_ask_together_share_one_install(tmp_path: Path) -> None:
     wheels.wheel(tmp_path / "wheels", b"", "demo_model/__init__.py")
     async with house(tmp_path, Demo()) as engines:
         first, second = await asyncio.gather(engines.ensure("demo", "1.0"), engines.ensure("demo", "1.0"))
-        assert first == second == str(tmp_path / "engines/demo/1.0/bin/python")
+        assert first == second == Installed(python=str(tmp_path / "engines/demo/1.0/bin/python"))
         assert engines.installed(Demo()) == ("1.0",)
-        process = await asyncio.create_subprocess_exec(first, "-I", "-c", "import demo_model")
+        process = await asyncio.create_subprocess_exec(first.python, "-I", "-c", "import demo_model")
         assert await process.wait() == 0
     (tmp_path / "wheels" / "demo_model-1.0-py3-none-any.whl").unlink()
     async with house(tmp_path, Demo()) as later:

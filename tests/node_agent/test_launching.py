@@ -1,15 +1,19 @@
 """What an engine is given: environment, files, argv."""
 
+import hashlib
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapters import registry
+from adapters.contract import ModelFile
 from core.devices import CPU_DEVICE
 from core.errors import Failure
-from core.ids import DeviceId
+from core.ids import DeviceId, Sha256
 from node_agent import launching
+from node_agent.engines import Installed
 from node_agent.launching import Prepared, Started
 from node_agent.session import back_off_s
 from node_agent.shim_client import ShimSpec
@@ -49,12 +53,18 @@ def test_an_engine_sees_only_the_gpus_it_was_promised(devices: list[DeviceId], v
 
 
 def prepared(tmp_path: Path, **settings: object) -> Prepared:
-    return launching.prepare(
-        want=nodes.want(**settings),
-        adapter=registry.adapter("fake"),
-        python="/usr/bin/python3",
-        model_path="",
+    want = nodes.want(**settings)
+    request = launching.request_of(
+        want=want,
+        installed=Installed(python="/usr/bin/python3"),
+        files=(),
         port=20040,
+        replica_dir=tmp_path / "rep_one",
+    )
+    return launching.prepare(
+        want=want,
+        adapter=registry.adapter("fake"),
+        request=request,
         incarnation=3,
         replica_dir=tmp_path / "rep_one",
         socket_path=tmp_path / "rep_one.sock",
@@ -76,8 +86,42 @@ def test_its_files_are_private_and_stay_in_their_directory(tmp_path: Path) -> No
     (file,) = made.work_dir.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with pytest.raises(Failure, match="outside"):
-        launching.write_files(Prepared(spec=made.spec, work_dir=made.work_dir, files={"../../escaped": ""}))
+        launching.write_files(replace(made, files={"../../escaped": ""}))
     assert not (tmp_path / "escaped").exists()
+
+
+def stored(tmp_path: Path, path: str, content: bytes = b"bytes") -> ModelFile:
+    digest = Sha256(hashlib.sha256(path.encode()).hexdigest())
+    (tmp_path / digest).write_bytes(content)
+    return ModelFile(path=path, sha256=digest, size_bytes=len(content), stored_at=str(tmp_path / digest))
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([], ""),
+        (["m.gguf"], "STORE"),
+        ([""], "STORE"),
+        (["m-1-of-2.gguf", "m-2-of-2.gguf"], "m/m-1-of-2.gguf"),
+        (["model.safetensors", "config.json"], "m"),
+    ],
+    ids=["no file", "one gguf", "one without a name", "gguf in parts", "a folder"],
+)
+def test_an_engine_is_pointed_at_the_file_or_at_a_folder_of_links(tmp_path: Path, paths: list[str], expected: str):
+    files = [stored(tmp_path, path) for path in paths]
+    links = tmp_path / "m"
+    launching.link_model(files, links)
+    wanted = files[0].stored_at if expected == "STORE" else str(tmp_path / expected) if expected else ""
+    assert launching.model_path(files, links) == wanted
+    if links.exists():
+        assert {one.name for one in links.iterdir()} == set(paths)
+        assert all((links / file.path).samefile(file.stored_at) for file in files)
+
+
+def test_a_model_file_stays_in_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="outside"):
+        launching.link_model([stored(tmp_path, "../escaped.json")], tmp_path / "m")
+    assert not (tmp_path / "escaped.json").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])

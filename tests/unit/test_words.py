@@ -181,7 +181,7 @@ def test_a_file_source_has_its_path_and_no_digests():
     assert (source.container_sha256, source.file_sha256) == (None, None)
 
 
-@pytest.mark.parametrize("text", ["", "http://x/y", "s3:x", "hf:a/b", "PYPI:a==1/b"])
+@pytest.mark.parametrize("text", ["", "http://x/y", "s3:x", "smollm2", "PYPI:a==1/b"])
 def test_an_unknown_scheme_is_unsupported(text):
     with pytest.raises(Failure) as caught:
         parse_source(text)

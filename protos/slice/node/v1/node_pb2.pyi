@@ -112,18 +112,66 @@ class DeviceReading(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., utilisation: _Optional[float] = ..., temperature_c: _Optional[float] = ..., power_w: _Optional[float] = ..., is_simulated: _Optional[bool] = ...) -> None: ...
 
 class EngineFact(_message.Message):
-    __slots__ = ("engine", "is_usable", "reason", "device_kinds", "installed_versions")
+    __slots__ = ("engine", "is_usable", "reason", "device_kinds", "installed_versions", "installs", "adopted")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     IS_USABLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KINDS_FIELD_NUMBER: _ClassVar[int]
     INSTALLED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    INSTALLS_FIELD_NUMBER: _ClassVar[int]
+    ADOPTED_FIELD_NUMBER: _ClassVar[int]
     engine: str
     is_usable: bool
     reason: str
     device_kinds: _containers.RepeatedScalarFieldContainer[str]
     installed_versions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, engine: _Optional[str] = ..., is_usable: _Optional[bool] = ..., reason: _Optional[str] = ..., device_kinds: _Optional[_Iterable[str]] = ..., installed_versions: _Optional[_Iterable[str]] = ...) -> None: ...
+    installs: _containers.RepeatedCompositeFieldContainer[EngineInstall]
+    adopted: AdoptedEngine
+    def __init__(self, engine: _Optional[str] = ..., is_usable: _Optional[bool] = ..., reason: _Optional[str] = ..., device_kinds: _Optional[_Iterable[str]] = ..., installed_versions: _Optional[_Iterable[str]] = ..., installs: _Optional[_Iterable[_Union[EngineInstall, _Mapping]]] = ..., adopted: _Optional[_Union[AdoptedEngine, _Mapping]] = ...) -> None: ...
+
+class EngineInstall(_message.Message):
+    __slots__ = ("version", "state", "code", "message", "digest", "size_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    state: str
+    code: str
+    message: str
+    digest: str
+    size_bytes: int
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class AdoptedEngine(_message.Message):
+    __slots__ = ("base_url", "version", "models", "message")
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    base_url: str
+    version: str
+    models: _containers.RepeatedCompositeFieldContainer[AdoptedModel]
+    message: str
+    def __init__(self, base_url: _Optional[str] = ..., version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[AdoptedModel, _Mapping]]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class AdoptedModel(_message.Message):
+    __slots__ = ("name", "sha256", "size_bytes", "format", "architecture", "quantization")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sha256: str
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+    def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., format: _Optional[str] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("sequence", "applied_generation", "devices", "disk_free_bytes")
@@ -150,7 +198,7 @@ class Observed(_message.Message):
     def __init__(self, applied_generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileReport, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[EngineFact, _Mapping]]] = ...) -> None: ...
 
 class ReplicaReport(_message.Message):
-    __slots__ = ("replica_id", "incarnation", "state", "code", "message", "log_tail", "pid", "host", "port", "load_s", "memory_bytes", "restarts", "retry_in_s", "exit_code", "exit_signal")
+    __slots__ = ("replica_id", "incarnation", "state", "code", "message", "log_tail", "pid", "host", "port", "load_s", "memory_bytes", "restarts", "retry_in_s", "exit_code", "exit_signal", "base_url")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +214,7 @@ class ReplicaReport(_message.Message):
     RETRY_IN_S_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     EXIT_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     incarnation: int
     state: str
@@ -181,10 +230,11 @@ class ReplicaReport(_message.Message):
     retry_in_s: float
     exit_code: int
     exit_signal: int
-    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., load_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., retry_in_s: _Optional[float] = ..., exit_code: _Optional[int] = ..., exit_signal: _Optional[int] = ...) -> None: ...
+    base_url: str
+    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., load_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., restarts: _Optional[int] = ..., retry_in_s: _Optional[float] = ..., exit_code: _Optional[int] = ..., exit_signal: _Optional[int] = ..., base_url: _Optional[str] = ...) -> None: ...
 
 class FileReport(_message.Message):
-    __slots__ = ("want_id", "state", "bytes_done", "bytes_total", "sha256", "size_bytes", "facts_json", "code", "message", "chat_template_sha256")
+    __slots__ = ("want_id", "state", "bytes_done", "bytes_total", "sha256", "size_bytes", "facts_json", "code", "message", "chat_template_sha256", "version_files", "chat_template", "template_findings", "resolved_source", "used_unix_s")
     WANT_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +245,11 @@ class FileReport(_message.Message):
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FILES_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    USED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     want_id: str
     state: str
     bytes_done: int
@@ -205,7 +260,24 @@ class FileReport(_message.Message):
     code: str
     message: str
     chat_template_sha256: str
-    def __init__(self, want_id: _Optional[str] = ..., state: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., facts_json: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ...) -> None: ...
+    version_files: _containers.RepeatedCompositeFieldContainer[VersionFile]
+    chat_template: str
+    template_findings: _containers.RepeatedScalarFieldContainer[str]
+    resolved_source: str
+    used_unix_s: int
+    def __init__(self, want_id: _Optional[str] = ..., state: _Optional[str] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., facts_json: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., version_files: _Optional[_Iterable[_Union[VersionFile, _Mapping]]] = ..., chat_template: _Optional[str] = ..., template_findings: _Optional[_Iterable[str]] = ..., resolved_source: _Optional[str] = ..., used_unix_s: _Optional[int] = ...) -> None: ...
+
+class VersionFile(_message.Message):
+    __slots__ = ("path", "sha256", "size_bytes", "source")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    sha256: str
+    size_bytes: int
+    source: str
+    def __init__(self, path: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason",)
@@ -232,19 +304,37 @@ class HeartbeatAck(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class Desired(_message.Message):
-    __slots__ = ("leader_epoch", "generation", "replicas", "files")
+    __slots__ = ("leader_epoch", "generation", "replicas", "files", "engines", "removed_files")
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FILES_FIELD_NUMBER: _ClassVar[int]
     leader_epoch: int
     generation: int
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaWant]
     files: _containers.RepeatedCompositeFieldContainer[FileWant]
-    def __init__(self, leader_epoch: _Optional[int] = ..., generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaWant, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileWant, _Mapping]]] = ...) -> None: ...
+    engines: _containers.RepeatedCompositeFieldContainer[EngineWant]
+    removed_files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, leader_epoch: _Optional[int] = ..., generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaWant, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileWant, _Mapping]]] = ..., engines: _Optional[_Iterable[_Union[EngineWant, _Mapping]]] = ..., removed_files: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EngineWant(_message.Message):
+    __slots__ = ("engine", "version", "source", "is_removed", "adopt_url")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    IS_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    ADOPT_URL_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    version: str
+    source: str
+    is_removed: bool
+    adopt_url: str
+    def __init__(self, engine: _Optional[str] = ..., version: _Optional[str] = ..., source: _Optional[str] = ..., is_removed: _Optional[bool] = ..., adopt_url: _Optional[str] = ...) -> None: ...
 
 class ReplicaWant(_message.Message):
-    __slots__ = ("replica_id", "deployment", "served_name", "engine", "engine_version", "settings_json", "files", "devices", "engine_key", "desired")
+    __slots__ = ("replica_id", "deployment", "served_name", "engine", "engine_version", "settings_json", "files", "devices", "engine_key", "desired", "runtime", "image")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +345,8 @@ class ReplicaWant(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     deployment: str
     served_name: str
@@ -265,7 +357,9 @@ class ReplicaWant(_message.Message):
     devices: _containers.RepeatedCompositeFieldContainer[DevicePromise]
     engine_key: str
     desired: str
-    def __init__(self, replica_id: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., settings_json: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileWant, _Mapping]]] = ..., devices: _Optional[_Iterable[_Union[DevicePromise, _Mapping]]] = ..., engine_key: _Optional[str] = ..., desired: _Optional[str] = ...) -> None: ...
+    runtime: str
+    image: str
+    def __init__(self, replica_id: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., settings_json: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileWant, _Mapping]]] = ..., devices: _Optional[_Iterable[_Union[DevicePromise, _Mapping]]] = ..., engine_key: _Optional[str] = ..., desired: _Optional[str] = ..., runtime: _Optional[str] = ..., image: _Optional[str] = ...) -> None: ...
 
 class DevicePromise(_message.Message):
     __slots__ = ("device_id", "bytes")
@@ -276,18 +370,22 @@ class DevicePromise(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class FileWant(_message.Message):
-    __slots__ = ("want_id", "source", "sha256", "size_bytes", "is_cancelled")
+    __slots__ = ("want_id", "source", "sha256", "size_bytes", "is_cancelled", "path", "formats")
     WANT_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
     want_id: str
     source: str
     sha256: str
     size_bytes: int
     is_cancelled: bool
-    def __init__(self, want_id: _Optional[str] = ..., source: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., is_cancelled: _Optional[bool] = ...) -> None: ...
+    path: str
+    formats: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, want_id: _Optional[str] = ..., source: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., is_cancelled: _Optional[bool] = ..., path: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LogRequest(_message.Message):
     __slots__ = ("request_id", "replica_id", "tail_lines", "follow", "cancel")

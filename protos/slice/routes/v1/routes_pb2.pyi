@@ -44,7 +44,7 @@ class RouteTable(_message.Message):
     def __init__(self, version: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s")
+    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s", "disabled")
     PUBLIC_NAME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class Route(_message.Message):
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_FIELD_NUMBER: _ClassVar[int]
     public_name: str
     deployment: str
     served_name: str
@@ -61,21 +62,24 @@ class Route(_message.Message):
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     waiting: str
     created_unix_s: int
-    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ...) -> None: ...
+    disabled: str
+    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("replica_id", "incarnation", "host", "port", "engine_key")
+    __slots__ = ("replica_id", "incarnation", "host", "port", "engine_key", "base_url")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
+    BASE_URL_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     incarnation: int
     host: str
     port: int
     engine_key: str
-    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., engine_key: _Optional[str] = ...) -> None: ...
+    base_url: str
+    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., engine_key: _Optional[str] = ..., base_url: _Optional[str] = ...) -> None: ...
 
 class KeyEntry(_message.Message):
     __slots__ = ("kid", "digest", "project", "expires_unix_s", "is_revoked")
