@@ -40,10 +40,11 @@ def _check_clean(value: Any, depth: int) -> None:
 
 
 class PullBody(Body):
-    """POST /pulls: `source` null means the catalogue's."""
+    """POST /pulls: `source` null means the catalogue's, `name` null what the source suggests, `engine` null any."""
 
-    name: Name
+    name: Name | None = None
     source: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    engine: Name | None = None
 
 
 class CopyBody(Body):
