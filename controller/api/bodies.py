@@ -47,6 +47,14 @@ class PullBody(Body):
     engine: Name | None = None
 
 
+class CollectBody(Body):
+    """POST /store/gc: `node` null means all of them; `older_than_s` counts from the last use."""
+
+    node: Name | None = None
+    older_than_s: Annotated[int, Field(ge=0, le=_TEN_YEARS_S)] = 0
+    dry_run: bool = False
+
+
 class CopyBody(Body):
     """POST /models/{name}/copy."""
 

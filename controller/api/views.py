@@ -15,7 +15,8 @@ from controller.fleet.model import NodeRow
 from controller.identity.model import ApiKey
 from controller.ledger.model import Event
 from controller.registry.catalog import CatalogEntry
-from controller.registry.model import CatalogueOfModels, Model, Pull, Template, Version
+from controller.registry.model import CatalogueOfModels, Model, Pull, StoredPlace, Template, Version
+from controller.registry.stores import Collected
 from controller.routes.model import DoorNow, Route
 from core.errors import Failure
 from core.ids import NodeId, ReplicaId
@@ -161,6 +162,42 @@ def template(row: Model, version: Version, found: Template) -> Json:
         "sha256": found.sha256,
         "text": found.text,
         "findings": list(found.findings),
+    }
+
+
+def stored(place: StoredPlace) -> Json:
+    """Return one file of a node's store."""
+    return {
+        "node": place.node_name,
+        "sha256": place.sha256,
+        "size_bytes": place.size_bytes,
+        "used_at": instant(place.used_at),
+        "versions": list(place.versions),
+        "is_leaving": place.is_leaving,
+    }
+
+
+def store_of(row: NodeRow, seen: Seen) -> Json:
+    """Return how full one node's store is."""
+    places = [place for place in seen.picture.stored if place.node_id == row.node_id]
+    now = seen.live.get(NodeId(row.node_id))
+    return {
+        "node": row.name,
+        "files": len(places),
+        "size_bytes": sum(place.size_bytes for place in places),
+        "unused_bytes": sum(place.size_bytes for place in places if not place.versions),
+        "disk_free_bytes": now.disk_free_bytes if now else 0,
+        "disk_total_bytes": row.disk_total_bytes,
+    }
+
+
+def collected(found: Collected, *, is_dry_run: bool) -> Json:
+    """Return what goes, or would go, out of stores."""
+    return {
+        "dry_run": is_dry_run,
+        "items": [stored(place) for place in found.items],
+        "total_bytes": found.total_bytes,
+        "kept": [stored(place) for place in found.kept],
     }
 
 

@@ -17,6 +17,7 @@ from controller.fleet.service import Fleet
 from controller.leadership import Leadership
 from controller.reconcile.picture import Picture
 from controller.registry.pulls import formats_of
+from controller.registry.stores import is_free
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
 from core.infra import postgres
 from core.sources import parse_source
@@ -75,11 +76,14 @@ def formats(engine: str, picture: Picture) -> tuple[str, ...]:
 
 
 def _removed(node_id: NodeId, picture: Picture) -> tuple[Sha256, ...]:
-    """Return what the node is to take out of its store now: nothing while a pull works there, which may count on it."""
-    if any(pull.node_id == node_id and pull.finished_at is None for pull in picture.pulls):
-        return ()
-    needed = {file.sha256 for files in picture.files.values() for file in files}
-    return tuple(sorted(sha256 for sha256 in picture.removals.get(node_id, ()) if sha256 not in needed))
+    """Return what the node is to take out of its store now; a version or a pull may have come to need it meanwhile."""
+    return tuple(
+        sorted(
+            Sha256(place.sha256)
+            for place in picture.stored
+            if place.node_id == node_id and place.is_leaving and is_free(place, picture.pulls)
+        )
+    )
 
 
 def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> ReplicaOrder:

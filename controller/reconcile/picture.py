@@ -5,7 +5,7 @@ Called by `controller.reconcile.loop`; `seen` is pure.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from controller.deployments import store as deployment_store
@@ -39,7 +39,6 @@ class Picture:
     keys: tuple[ApiKey, ...]
     aliases: tuple[Alias, ...]
     stored: tuple[StoredPlace, ...] = ()
-    removals: Mapping[NodeId, frozenset[Sha256]] = field(default_factory=dict)
 
 
 async def read(connection: postgres.Connection) -> Picture:
@@ -48,9 +47,6 @@ async def read(connection: postgres.Connection) -> Picture:
     places: dict[NodeId, set[Sha256]] = {}
     for place in stored:
         places.setdefault(NodeId(place.node_id), set()).add(Sha256(place.sha256))
-    removals: dict[NodeId, set[Sha256]] = {}
-    for removal in await file_store.removals(connection):
-        removals.setdefault(NodeId(removal.node_id), set()).add(Sha256(removal.sha256))
     files: dict[str, list[File]] = {}
     for file in await registry_store.files(connection):
         files.setdefault(file.version_id, []).append(file)
@@ -66,7 +62,6 @@ async def read(connection: postgres.Connection) -> Picture:
         keys=tuple(await identity_store.all_keys(connection)),
         aliases=tuple(await registry_store.aliases(connection)),
         stored=tuple(stored),
-        removals={node: frozenset(digests) for node, digests in removals.items()},
     )
 
 

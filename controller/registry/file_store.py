@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from psycopg.types.json import Jsonb
 
 from controller.exchange import VersionFile
-from controller.registry.model import Removal, StoredPlace, Template
+from controller.registry.model import StoredPlace, Template
 from core.infra import postgres
 
 _INSERT_FILES = """
@@ -45,14 +45,12 @@ SELECT node_id, node.name AS node_name, node_file.sha256, size_bytes, used_at,
               WHERE file.sha256 = node_file.sha256 ORDER BY model.name, version.number) AS versions
   FROM controller.node_file JOIN controller.node USING (node_id) ORDER BY node_name, node_file.sha256
 """
-_REMOVALS = "SELECT node_id, sha256 FROM controller.file_removal ORDER BY node_id, sha256"
 # Invariant: nothing is taken out that a version has; the check stands in the statement, so that no plan can be stale.
 _PUT_REMOVALS = """
 INSERT INTO controller.file_removal (node_id, sha256)
 SELECT node_id, sha256 FROM controller.node_file
  WHERE node_id = %(node_id)s AND sha256 = ANY (%(digests)s)
    AND NOT EXISTS (SELECT 1 FROM controller.file WHERE file.sha256 = node_file.sha256)
-   AND NOT EXISTS (SELECT 1 FROM controller.pull WHERE pull.node_id = node_file.node_id AND finished_at IS NULL)
 ON CONFLICT DO NOTHING
 """
 # Done with: the node no longer reports it, or a version has come to need it.
@@ -101,7 +99,6 @@ async def replace_places(connection: postgres.Connection, node_id: str, files: M
     }
     await postgres.execute(connection, _DELETE_PLACES, row)
     await postgres.execute(connection, _PUT_PLACES, row)
-    await postgres.execute(connection, _END_REMOVALS, row)
 
 
 async def stored(connection: postgres.Connection) -> list[StoredPlace]:
@@ -109,9 +106,9 @@ async def stored(connection: postgres.Connection) -> list[StoredPlace]:
     return await postgres.fetch_all(connection, StoredPlace, _STORED)
 
 
-async def removals(connection: postgres.Connection) -> list[Removal]:
-    """Return what is being taken out of the nodes' stores."""
-    return await postgres.fetch_all(connection, Removal, _REMOVALS)
+async def end_removals(connection: postgres.Connection, node_id: str) -> None:
+    """Forget the removals on one node that are done, or that a version has made pointless."""
+    await postgres.execute(connection, _END_REMOVALS, {"node_id": node_id})
 
 
 async def put_removals(connection: postgres.Connection, node_id: str, digests: Iterable[str]) -> int:

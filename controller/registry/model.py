@@ -81,14 +81,6 @@ class StoredPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
-    """Content that a node is to take out of its store."""
-
-    node_id: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Alias:
     """A stable public name that stands for a model."""
 

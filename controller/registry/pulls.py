@@ -178,6 +178,7 @@ class Pulls:
         for report in reports:
             if report.want_id:
                 await self._absorb_one(connection, node_id, report)
+        await file_store.end_removals(connection, node_id)
 
     async def _absorb_one(self, connection: postgres.Connection, node_id: NodeId, report: FileReport) -> None:
         pull = await store.pull(connection, report.want_id)
