@@ -22,6 +22,7 @@ from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.loop import LoopConfig, ReconcileLoop
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
+from controller.registry.stores import Stores
 from controller.routes.service import Routes
 from controller.wakeups import LoopWakeups
 from core.clock import Clock
@@ -69,6 +70,7 @@ def build(
     ledger = Ledger(database, bell)
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
+    stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
     deployments = Deployments(database=database, versions=registry, events=ledger, wakeups=wakeups, ids=entropy)
     fleet = Fleet(
         database=database,
@@ -100,6 +102,7 @@ def build(
         database=database,
         registry=registry,
         pulls=pulls,
+        stores=stores,
         deployments=deployments,
         fleet=fleet,
         logs=LogRelay(fleet=fleet, ids=entropy),

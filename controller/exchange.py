@@ -42,8 +42,22 @@ class ReplicaReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersionFile:
+    """One file of a version: `path` within it, and a pinned source for this file alone ("": the version's)."""
+
+    path: str
+    sha256: Sha256
+    size_bytes: int
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """One file of a node's store, or one on its way there; `want_id` is "" when no pull asked for it."""
+    """One file of a node's store, or a pull on its way there; `want_id` is "" when no pull asked for it.
+
+    Of a pull that is done `version_files` are all its files, the model's first, and `resolved_source` is its source
+    with everything pinned. `used_unix_s` is the node's clock, 0 when it does not say.
+    """
 
     want_id: PullId
     state: PullState
@@ -55,6 +69,11 @@ class FileReport:
     code: str = ""
     message: str = ""
     chat_template_sha256: str = ""
+    version_files: tuple[VersionFile, ...] = ()
+    chat_template: str = ""
+    template_findings: tuple[str, ...] = ()
+    resolved_source: str = ""
+    used_unix_s: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ class ControllerConfig:
     drain_timeout_s: float
     cpu_memory_reserve_bytes: int
     version: str
+    disk_pressure_bytes: int = 0
 
 
 async def run(config: ControllerConfig, *, clock: Clock, entropy: assembly.Entropy, log: Log) -> None:
@@ -174,6 +175,7 @@ class Controller:
                 cpu_reserve_bytes=config.cpu_memory_reserve_bytes,
                 drain_timeout_s=config.drain_timeout_s,
                 engine_seed=config.engine_seed,
+                disk_pressure_bytes=config.disk_pressure_bytes,
             ),
         )
         return assembly.build(

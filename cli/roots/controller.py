@@ -33,6 +33,7 @@ async def work(block: ClusterBlock, log: Log) -> None:
         heartbeat_s=wanted.heartbeat_s,
         drain_timeout_s=wanted.drain_timeout_s,
         cpu_memory_reserve_bytes=wanted.cpu_memory_reserve_bytes,
+        disk_pressure_bytes=wanted.disk_pressure_bytes,
         version=VERSION,
     )
     await process.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from controller.api import cluster, failures, models, workloads
+from controller.api import cluster, failures, models, store, workloads
 from controller.api.gate import App, Gate
 from controller.api.stage import Stage
 from core.infra.logs import Log
@@ -15,6 +15,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     failures.install(app)
     app.include_router(cluster.router(stage, metrics))
     app.include_router(models.router(stage))
+    app.include_router(store.router(stage))
     app.include_router(workloads.router(stage))
     return app
 

@@ -40,10 +40,19 @@ def _check_clean(value: Any, depth: int) -> None:
 
 
 class PullBody(Body):
-    """POST /pulls: `source` null means the catalogue's."""
+    """POST /pulls: `source` null means the catalogue's, `name` null what the source suggests, `engine` null any."""
 
-    name: Name
+    name: Name | None = None
     source: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    engine: Name | None = None
+
+
+class CollectBody(Body):
+    """POST /store/gc: `node` null means all of them; `older_than_s` counts from the last use."""
+
+    node: Name | None = None
+    older_than_s: Annotated[int, Field(ge=0, le=_TEN_YEARS_S)] = 0
+    dry_run: bool = False
 
 
 class CopyBody(Body):

@@ -10,6 +10,8 @@ from controller.api.bodies import AliasBody, CopyBody, PullBody
 from controller.api.stage import Parts, Stage
 from controller.registry.catalog import CATALOG
 from controller.registry.service import in_use
+from core.errors import Failure
+from core.sources import parse_source
 from core.states import PullState
 
 
@@ -24,7 +26,7 @@ def router(stage: Stage) -> APIRouter:
     @routes.post("/pulls", status_code=202)
     async def begin_pull(body: PullBody) -> JSONResponse:
         parts = stage.parts()
-        pull = await parts.pulls.begin(body.name, body.source)
+        pull = await parts.pulls.begin(_pulled_name(body), body.source, body.engine)
         status = 200 if pull.state == PullState.DONE.value else 202
         return JSONResponse(views.pull(pull, await parts.seen()), status_code=status)
 
@@ -55,6 +57,16 @@ def router(stage: Stage) -> APIRouter:
     return routes
 
 
+def _pulled_name(body: PullBody) -> str:
+    if body.name is not None:
+        return body.name
+    if body.source is None:
+        raise Failure(
+            "request.invalid_field", "a pull needs a name or a source", hint="`slice catalog` lists names", param="name"
+        )
+    return parse_source(body.source).model_name
+
+
 async def _shown(parts: Parts, name: str) -> dict[str, Any]:
     async with parts.database.snapshot() as connection:
         row = await parts.registry.model_in(connection, name)
@@ -75,6 +87,16 @@ def _models(routes: APIRouter, stage: Stage) -> None:
     @routes.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
         return await _shown(stage.parts(), name)
+
+    @routes.get("/models/{name}/versions/{number}/template")
+    async def template(name: str, number: int) -> dict[str, Any]:
+        parts = stage.parts()
+        async with parts.database.snapshot() as connection:
+            row = await parts.registry.model_in(connection, name)
+            every = await parts.registry.everything(connection)
+            version = views.numbered(row, number, every)
+            found = await parts.registry.template(connection, version)
+        return views.template(row, version, found)
 
     @routes.post("/models/{name}/copy", status_code=201)
     async def copy(name: str, body: CopyBody) -> dict[str, Any]:

@@ -5,10 +5,10 @@ stripped of what PostgreSQL cannot hold; unknown words are a `Failure`, not a gu
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from controller.exchange import EngineFact, FileReport, Observation, ReplicaReport
+from controller.exchange import EngineFact, FileReport, Observation, ReplicaReport, VersionFile
 from controller.fleet.model import (
     Ack,
     ControllerMessage,
@@ -33,6 +33,10 @@ from protos.slice.node.v1 import node_pb2 as pb
 _TEXT_MAX = 2000
 _FACTS_MAX = 64 * 1024
 _LOG_LINES = 20
+_VERSION_FILES_MAX = 2000
+_PATH_MAX = 1024
+_TEMPLATE_MAX = 256 * 1024
+_FINDINGS_MAX = 50
 _DEVICES_MAX = 64
 _ENGINES_MAX = 64
 _BIGINT_MAX = 2**63 - 1
@@ -139,23 +143,58 @@ def _replica(report: pb.ReplicaReport) -> ReplicaReport:
 
 
 def _file(report: pb.FileReport) -> FileReport:
-    digest = report.sha256
-    if digest and (len(digest) != 64 or not _HEX.issuperset(digest)):
-        raise _invalid("a digest is 64 lower-case hexadecimal digits")
     if len(report.facts_json) > _FACTS_MAX:
         raise _invalid("the facts of a file are too long")
+    if len(report.chat_template) > _TEMPLATE_MAX:
+        raise _invalid("a chat template is too long")
+    files = _version_files(report.version_files)
     return FileReport(
         want_id=PullId(_text(report.want_id, 80)),
         state=_word(PullState, report.state),
         bytes_done=_size(report.bytes_done),
         bytes_total=_size(report.bytes_total),
-        sha256=Sha256(digest) if digest else None,
+        sha256=_digest(report.sha256) if report.sha256 else None,
         size_bytes=_size(report.size_bytes),
         facts_json=report.facts_json.replace("\\u0000", ""),
         code=_text(report.code, 80),
         message=_text(report.message, _TEXT_MAX),
         chat_template_sha256=_text(report.chat_template_sha256, 64),
+        version_files=files,
+        chat_template=_text(report.chat_template, _TEMPLATE_MAX),
+        template_findings=tuple(_text(finding, 500) for finding in report.template_findings[:_FINDINGS_MAX]),
+        resolved_source=_text(report.resolved_source, _TEXT_MAX),
+        used_unix_s=max(0, min(report.used_unix_s, _INT_MAX)),
     )
+
+
+def _version_files(files: Sequence[pb.VersionFile]) -> tuple[VersionFile, ...]:
+    if len(files) > _VERSION_FILES_MAX:
+        raise _invalid(f"a version has at most {_VERSION_FILES_MAX} files")
+    if len({file.path for file in files}) != len(files):
+        raise _invalid("two files of a version have one path")
+    return tuple(
+        VersionFile(
+            path=_path(file.path),
+            sha256=_digest(file.sha256),
+            size_bytes=_size(file.size_bytes),
+            source=_text(file.source, _TEXT_MAX),
+        )
+        for file in files
+    )
+
+
+def _path(path: str) -> str:
+    """Return a path that stays below the directory it is used in: no root, no step upwards, no odd character."""
+    parts = path.split("/")
+    if len(path) > _PATH_MAX or any(part in ("", ".", "..") for part in parts) or not path.isprintable():
+        raise _invalid("the path of a version's file is relative, printable, and has no empty part, `.` or `..`")
+    return path
+
+
+def _digest(digest: str) -> Sha256:
+    if len(digest) != 64 or not _HEX.issuperset(digest):
+        raise _invalid("a digest is 64 lower-case hexadecimal digits")
+    return Sha256(digest)
 
 
 def _devices(readings: Iterable[pb.DeviceReading]) -> tuple[DeviceReading, ...]:
@@ -263,6 +302,7 @@ def _desired(message: DesiredSet, key_of: Callable[[ReplicaId], str]) -> pb.Desi
         generation=message.generation,
         replicas=[_want(order, key_of(order.replica_id)) for order in message.replicas],
         files=[_file_want(order) for order in message.files],
+        removed_files=list(message.removed_files),
     )
 
 
@@ -288,4 +328,6 @@ def _file_want(order: FileOrder) -> pb.FileWant:
         sha256=order.sha256,
         size_bytes=order.size_bytes,
         is_cancelled=order.is_cancelled,
+        path=order.path,
+        formats=list(order.formats),
     )

@@ -18,6 +18,7 @@ from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
+from controller.registry.stores import Stores
 from controller.routes.service import Routes
 from core.errors import Failure
 from core.infra import postgres
@@ -33,6 +34,7 @@ class Parts:
     database: postgres.Database
     registry: Registry
     pulls: Pulls
+    stores: Stores
     deployments: Deployments
     fleet: Fleet
     logs: LogRelay

@@ -15,8 +15,10 @@ from controller.fleet.model import NodeRow
 from controller.identity.model import ApiKey
 from controller.ledger.model import Event
 from controller.registry.catalog import CatalogEntry
-from controller.registry.model import CatalogueOfModels, Model, Pull, Version
+from controller.registry.model import CatalogueOfModels, Model, Pull, StoredPlace, Template, Version
+from controller.registry.stores import Collected
 from controller.routes.model import DoorNow, Route
+from core.errors import Failure
 from core.ids import NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState, PullState, ReplicaState
 from core.units import text_from_seconds
@@ -54,6 +56,7 @@ def pull(row: Pull, seen: Seen) -> Json:
         "id": row.pull_id,
         "model": row.model_name,
         "source": row.source,
+        "engine": row.engine or None,
         "node": node.name if node else None,
         "state": row.state,
         "bytes_done": done,
@@ -61,7 +64,7 @@ def pull(row: Pull, seen: Seen) -> Json:
         "error": error,
         "created_at": instant(row.created_at),
         "finished_at": instant(row.finished_at),
-        "waiting": _pull_waiting(row, seen, is_whole=0 < total <= done) if is_open else "",
+        "waiting": _pull_waiting(row, seen, report, is_whole=0 < total <= done) if is_open else "",
     }
 
 
@@ -71,7 +74,7 @@ def _file_report(row: Pull, seen: Seen) -> FileReport | None:
     return next((report for report in files if report.want_id == row.pull_id), None)
 
 
-def _pull_waiting(row: Pull, seen: Seen, *, is_whole: bool) -> str:
+def _pull_waiting(row: Pull, seen: Seen, report: FileReport | None, *, is_whole: bool) -> str:
     node = seen.live.get(NodeId(row.node_id)) if row.node_id else None
     if node is None:
         if not seen.live:
@@ -82,6 +85,8 @@ def _pull_waiting(row: Pull, seen: Seen, *, is_whole: bool) -> str:
         return f"no node is ready: {silent.name} has not been heard of for {text_from_seconds(silent.silent_s)}"
     if node.state is not NodeState.READY:
         return f"node {node.name} has not been heard of for {text_from_seconds(node.silent_s)}"
+    if report is not None and report.message and report.state in (PullState.QUEUED, PullState.RUNNING):
+        return report.message  # it pauses, and the node says why: a full disk, a server that asks to come later
     if row.state != PullState.RUNNING.value:
         return f"node {node.name} has been asked to bring it"
     return "the download is checked and unpacked" if is_whole else ""
@@ -114,17 +119,85 @@ def _version(row: Version, every: CatalogueOfModels) -> Json:
         "context_length": facts.get("context_length"),
         "size_bytes": row.size_bytes,
         "chat_template_sha256": row.chat_template_sha256,
+        "template_findings": list(row.template_findings),
         "created_at": instant(row.created_at),
         "files": [
             {
                 "path": file.path,
                 "sha256": file.sha256,
                 "size_bytes": file.size_bytes,
+                "source": file.source or row.source,
                 "nodes": [place.node_name for place in every.places if place.sha256 == file.sha256],
             }
             for file in every.files
             if file.version_id == row.version_id
         ],
+    }
+
+
+def numbered(row: Model, number: int, every: CatalogueOfModels) -> Version:
+    """Return version `number` of a model.
+
+    Raises:
+        Failure: `registry.version_not_found`, with those that exist.
+    """
+    versions = [version for version in every.versions if version.model_id == row.model_id]
+    for version in versions:
+        if version.number == number:
+            return version
+    there = ", ".join(f"v{version.number}" for version in versions)
+    raise Failure(
+        "registry.version_not_found",
+        f"model {row.name!r} has no version {number}",
+        hint=f"it has {there}" if there else f"it has none; `slice pull {row.name}` brings one",
+        param="version",
+    )
+
+
+def template(row: Model, version: Version, found: Template) -> Json:
+    """Return the chat template of one version."""
+    return {
+        "model": row.name,
+        "version": version.number,
+        "sha256": found.sha256,
+        "text": found.text,
+        "findings": list(found.findings),
+    }
+
+
+def stored(place: StoredPlace) -> Json:
+    """Return one file of a node's store."""
+    return {
+        "node": place.node_name,
+        "sha256": place.sha256,
+        "size_bytes": place.size_bytes,
+        "used_at": instant(place.used_at),
+        "versions": list(place.versions),
+        "is_leaving": place.is_leaving,
+    }
+
+
+def store_of(row: NodeRow, seen: Seen) -> Json:
+    """Return how full one node's store is."""
+    places = [place for place in seen.picture.stored if place.node_id == row.node_id]
+    now = seen.live.get(NodeId(row.node_id))
+    return {
+        "node": row.name,
+        "files": len(places),
+        "size_bytes": sum(place.size_bytes for place in places),
+        "unused_bytes": sum(place.size_bytes for place in places if not place.versions),
+        "disk_free_bytes": now.disk_free_bytes if now else 0,
+        "disk_total_bytes": row.disk_total_bytes,
+    }
+
+
+def collected(found: Collected, *, is_dry_run: bool) -> Json:
+    """Return what goes, or would go, out of stores."""
+    return {
+        "dry_run": is_dry_run,
+        "items": [stored(place) for place in found.items],
+        "total_bytes": found.total_bytes,
+        "kept": [stored(place) for place in found.kept],
     }
 
 

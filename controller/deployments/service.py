@@ -31,8 +31,10 @@ from core.states import ReplicaState
 class Versions(Protocol):
     """Where model versions come from; the controller's registry implements it."""
 
-    async def deployable(self, connection: postgres.Connection, name: str) -> DeployableVersion:
-        """Return the newest version of the model `name`.
+    async def deployable(
+        self, connection: postgres.Connection, name: str, formats: frozenset[str] | None = None
+    ) -> DeployableVersion:
+        """Return the newest version of the model `name`; with `formats` the newest of those, if there is one.
 
         Raises:
             Failure: `registry.model_not_found`, `registry.version_not_found`.
@@ -80,7 +82,8 @@ class Deployments:
                 `engine.setting_invalid`, `engine.setting_reserved`, `deployment.name_taken`, `storage.unavailable`.
         """
         async with self._database.transaction() as connection:
-            version = await self._versions.deployable(connection, wish.model)
+            formats = None if wish.engine is None else registry.adapter(wish.engine).formats
+            version = await self._versions.deployable(connection, wish.model, formats)
             name = checked_name("deployment", wish.name if wish.name is not None else version.model)
             adapter = chosen_adapter(wish.engine, version.facts.format)
             spec = _spec(adapter, wish.engine_version, version, wish.settings)
@@ -255,8 +258,11 @@ def chosen_adapter(engine: str | None, model_format: str) -> Adapter:
         if model_format not in adapter.formats:
             raise _unsupported(f"engine {engine} does not serve", model_format)
         return adapter
-    fitting = [adapter for adapter in registry.adapters() if model_format in adapter.formats]
-    fitting.sort(key=lambda adapter: "" in adapter.formats)  # stable: the registry's order otherwise
+    fitting = [
+        adapter
+        for adapter in registry.adapters()
+        if model_format in adapter.formats and (model_format == "" or "" not in adapter.formats)
+    ]
     if not fitting:
         raise _unsupported("no engine serves", model_format)
     return fitting[0]
@@ -265,7 +271,10 @@ def chosen_adapter(engine: str | None, model_format: str) -> Adapter:
 def _unsupported(who: str, model_format: str) -> Failure:
     what = f"the format {model_format!r}" if model_format else "a model without a file"
     known = ", ".join(f"{adapter.name} ({', '.join(sorted(adapter.formats))})" for adapter in registry.adapters())
-    return Failure("engine.format_unsupported", f"{who} {what}", hint=f"engines: {known}", param="engine")
+    hint = (
+        f"engines and what they serve: {known}; `slice pull NAME --source SOURCE --engine ENGINE` brings what one eats"
+    )
+    return Failure("engine.format_unsupported", f"{who} {what}", hint=hint, param="engine")
 
 
 def _spec(adapter: Adapter, engine_version: str | None, version: DeployableVersion, given: Mapping[str, Any]) -> _Spec:

@@ -10,7 +10,7 @@ from typing import Any
 
 from controller.exchange import EngineFact, Observation
 from core.devices import DeviceKind, DeviceReading
-from core.ids import DeviceId, NodeId, PullId, ReplicaId
+from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
 from core.states import Desired, NodeState
 
 
@@ -97,13 +97,18 @@ class Refuse:
 
 @dataclass(frozen=True, kw_only=True)
 class FileOrder:
-    """One file that a node should bring; `want_id` is "" when it belongs to a replica."""
+    """One file that a node should bring; `want_id` is "" when it belongs to a replica, which gives it a `path`.
+
+    `formats` are what the engines that a pull is for eat, best first; empty: anything.
+    """
 
     want_id: PullId
     source: str
     sha256: str
     size_bytes: int
     is_cancelled: bool = False
+    path: str = ""
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,7 @@ class DesiredSet:
     generation: int
     replicas: tuple[ReplicaOrder, ...]
     files: tuple[FileOrder, ...]
+    removed_files: tuple[Sha256, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

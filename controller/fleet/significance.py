@@ -7,11 +7,17 @@ from dataclasses import replace
 
 from controller.exchange import Observation
 
+_USED_STEP_S = 3600
+"""When a file was last used matters by the hour: it decides what is thrown away after a day."""
+
 
 def significant(observation: Observation) -> Observation:
     """Return `observation` without what changes no decision."""
     return replace(
         observation,
         replicas=tuple(replace(one, memory_bytes=0, retry_in_s=0.0) for one in observation.replicas),
-        files=tuple(replace(one, bytes_done=0, bytes_total=0) for one in observation.files),
+        files=tuple(
+            replace(one, bytes_done=0, bytes_total=0, used_unix_s=one.used_unix_s // _USED_STEP_S)
+            for one in observation.files
+        ),
     )

@@ -89,6 +89,9 @@ CREATE TABLE controller.file_removal (
     PRIMARY KEY (node_id, sha256)
 );
 
+-- The engine that a pull is for, '' for any: it decides which formats are brought.
+ALTER TABLE controller.pull ADD COLUMN engine text NOT NULL DEFAULT '';
+
 ALTER TABLE controller.node_file
     ADD COLUMN size_bytes bigint NOT NULL DEFAULT 0 CHECK (size_bytes >= 0),
     -- When a replica last used it on that node, by the node's clock.

@@ -14,6 +14,7 @@ from controller.reconcile import store
 from controller.reconcile.lifecycle import Steps, first_wish
 from controller.reconcile.picture import Picture
 from controller.registry import store as registry_store
+from controller.registry.stores import remove
 from core.events import Happening, Subject
 from core.ids import IdSource, NodeId
 from core.infra import postgres
@@ -154,6 +155,10 @@ class Commit:
             await registry_store.sweep_models(work.connection)
         for pull_id, node_id in steps.pulls.items():
             changed += await registry_store.assign_pull(work.connection, pull_id, node_id)
+        if steps.relief:
+            changed += await remove(
+                work.connection, self._events, steps.relief, "store_relieved", "its disk is almost full"
+            )
         return changed
 
     async def _refuse(self, work: _Work, refusal: Refusal) -> int:

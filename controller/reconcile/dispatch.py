@@ -9,13 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from adapters import registry as engines
 from controller.deployments.model import Deployment, Replica
 from controller.fleet import store as fleet_store
 from controller.fleet.model import DesiredSet, FileOrder, NodeNow, NodeRow, ReplicaOrder
 from controller.fleet.service import Fleet
 from controller.leadership import Leadership
 from controller.reconcile.picture import Picture
-from core.ids import DeviceId, NodeId, PullId, ReplicaId
+from controller.registry.pulls import formats_of
+from controller.registry.stores import is_free
+from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
 from core.infra import postgres
 from core.sources import parse_source
 from core.states import Desired, PullState
@@ -27,6 +30,7 @@ class Orders:
 
     replicas: tuple[ReplicaOrder, ...]
     files: tuple[FileOrder, ...]
+    removed_files: tuple[Sha256, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 of the content in a canonical form."""
@@ -49,6 +53,7 @@ def orders(node_id: NodeId, picture: Picture) -> Orders:
             sha256=parse_source(pull.source).file_sha256 or "",
             size_bytes=0,
             is_cancelled=pull.state == PullState.CANCELLED.value,
+            formats=formats(pull.engine, picture),
         )
         for pull in picture.pulls
         if pull.node_id == node_id
@@ -56,6 +61,28 @@ def orders(node_id: NodeId, picture: Picture) -> Orders:
     return Orders(
         replicas=tuple(sorted(replicas, key=lambda one: one.replica_id)),
         files=tuple(sorted(files, key=lambda one: one.want_id)),
+        removed_files=_removed(node_id, picture),
+    )
+
+
+def formats(engine: str, picture: Picture) -> tuple[str, ...]:
+    """Return the formats that a pull should bring, best first: what `engine` eats, or any that runs on some node."""
+    if engine:
+        return formats_of(engine)
+    usable = {str(fact["engine"]) for node in picture.nodes for fact in node.engines if fact["is_usable"]}
+    # One that also serves without any file is for drills: it would take what no real engine can.
+    real = [adapter for adapter in engines.adapters() if adapter.name in usable and "" not in adapter.formats]
+    return tuple(dict.fromkeys(one for adapter in real for one in sorted(adapter.formats)))
+
+
+def _removed(node_id: NodeId, picture: Picture) -> tuple[Sha256, ...]:
+    """Return what the node is to take out of its store now; a version or a pull may have come to need it meanwhile."""
+    return tuple(
+        sorted(
+            Sha256(place.sha256)
+            for place in picture.stored
+            if place.node_id == node_id and place.is_leaving and is_free(place, picture.pulls)
+        )
     )
 
 
@@ -71,9 +98,10 @@ def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> Re
         files=tuple(
             FileOrder(
                 want_id=PullId(""),
-                source=picture.sources[deployment.version_id],
+                source=file.source or picture.sources[deployment.version_id],
                 sha256=file.sha256,
                 size_bytes=file.size_bytes,
+                path=file.path,
             )
             for file in files
         ),
@@ -119,5 +147,6 @@ class Dispatch:
                 generation=generation,
                 replicas=wanted.replicas,
                 files=wanted.files,
+                removed_files=wanted.removed_files,
             )
             self._fleet.send_desired(node.node_id, node.session_epoch, desired)

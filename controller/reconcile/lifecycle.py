@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from controller.deployments.model import Replica
 from controller.fleet.model import NodeNow
 from controller.reconcile.picture import Picture
+from controller.registry.model import StoredPlace
 from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
 
@@ -20,18 +21,19 @@ _MAY_SERVE = frozenset({ReplicaState.READY.value, ReplicaState.UNHEALTHY.value})
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What is to be written; `pulls` maps a pull to its new node (None: back to the queue)."""
+    """What is to be written; `pulls` maps a pull to its new node (None: back to the queue), `relief` leaves stores."""
 
     stops: tuple[Replica, ...]
     gone: tuple[Replica, ...]
     ended: tuple[str, ...]
     pulls: Mapping[str, str | None]
     wake_at: datetime | None
+    relief: tuple[StoredPlace, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be written."""
-        return not (self.stops or self.gone or self.ended or self.pulls)
+        return not (self.stops or self.gone or self.ended or self.pulls or self.relief)
 
 
 def steps(

@@ -7,7 +7,7 @@ idempotent, so a pass that fails half-way is repaired by the next one. See desig
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import psycopg
@@ -20,6 +20,7 @@ from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit, StalePlanError
 from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.lifecycle import Steps, steps
+from controller.reconcile.relief import relief
 from controller.routes.service import Routes
 from controller.wakeups import LoopWakeups
 from core.clock import Clock
@@ -46,6 +47,7 @@ class LoopConfig:
     cpu_reserve_bytes: int
     drain_timeout_s: float
     engine_seed: bytes
+    disk_pressure_bytes: int = 0
 
 
 class PassCounts:
@@ -148,6 +150,8 @@ class ReconcileLoop:
             drain_timeout_s=self._config.drain_timeout_s,
             is_drained=self._routes.is_drained,
         )
+        leaving = relief(picture, live, now=now, disk_pressure_bytes=self._config.disk_pressure_bytes)
+        following = replace(following, relief=leaving)
         try:
             changed = await self._commit.write(picture, live, plan, following) > 0
         except StalePlanError:

@@ -14,8 +14,9 @@ from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.identity import store as identity_store
 from controller.identity.model import ApiKey
+from controller.registry import file_store
 from controller.registry import store as registry_store
-from controller.registry.model import Alias, File, Pull
+from controller.registry.model import Alias, File, Pull, StoredPlace
 from core.devices import DeviceKind
 from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId, Sha256
 from core.infra import postgres
@@ -37,12 +38,14 @@ class Picture:
     pulls: tuple[Pull, ...]
     keys: tuple[ApiKey, ...]
     aliases: tuple[Alias, ...]
+    stored: tuple[StoredPlace, ...] = ()
 
 
 async def read(connection: postgres.Connection) -> Picture:
     """Return the picture that `connection`'s snapshot shows."""
+    stored = await file_store.stored(connection)
     places: dict[NodeId, set[Sha256]] = {}
-    for place in await registry_store.places(connection):
+    for place in stored:
         places.setdefault(NodeId(place.node_id), set()).add(Sha256(place.sha256))
     files: dict[str, list[File]] = {}
     for file in await registry_store.files(connection):
@@ -58,6 +61,7 @@ async def read(connection: postgres.Connection) -> Picture:
         pulls=tuple(await registry_store.live_pulls(connection)),
         keys=tuple(await identity_store.all_keys(connection)),
         aliases=tuple(await registry_store.aliases(connection)),
+        stored=tuple(stored),
     )
 
 

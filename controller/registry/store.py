@@ -3,6 +3,7 @@
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
+from controller.registry import file_store
 from controller.registry.model import Alias, File, FilePlace, Model, NewVersion, Pull, Version
 from core.infra import postgres
 
@@ -11,12 +12,13 @@ _MODELS = _MODEL + " WHERE NOT is_deleting ORDER BY name"
 _MODEL_BY_NAME = _MODEL + " WHERE name = %(name)s"
 _MODEL_BY_ID = _MODEL + " WHERE model_id = %(model_id)s"
 _VERSION = """
-SELECT version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts, created_at
+SELECT version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts,
+       template_findings, created_at
   FROM controller.version
 """
 _VERSIONS = _VERSION + " ORDER BY model_id, number"
 _LATEST = _VERSION + " WHERE model_id = %(model_id)s ORDER BY number DESC LIMIT 1"
-_FILE = "SELECT version_id, position, path, sha256, size_bytes FROM controller.file"
+_FILE = "SELECT version_id, position, path, sha256, size_bytes, source FROM controller.file"
 _FILES = _FILE + " ORDER BY version_id, position"
 _FILES_OF = _FILE + " WHERE version_id = %(version_id)s ORDER BY position"
 _PLACES = """
@@ -38,18 +40,6 @@ SELECT %(version_id)s, %(model_id)s, coalesce(max(number), 0) + 1, %(digest)s, %
   FROM controller.version WHERE model_id = %(model_id)s
 ON CONFLICT (model_id, digest) DO NOTHING
 """
-_INSERT_FILE = """
-INSERT INTO controller.file (version_id, position, path, sha256, size_bytes)
-VALUES (%(version_id)s, 0, %(path)s, %(sha256)s, %(size_bytes)s)
-"""
-_COPY_FILES = """
-INSERT INTO controller.file (version_id, position, path, sha256, size_bytes)
-SELECT %(to)s, position, path, sha256, size_bytes FROM controller.file WHERE version_id = %(from)s
-"""
-_INSERT_PLACE = """
-INSERT INTO controller.node_file (node_id, sha256) VALUES (%(node_id)s, %(sha256)s) ON CONFLICT DO NOTHING
-"""
-_DELETE_PLACES = "DELETE FROM controller.node_file WHERE node_id = %(node_id)s AND sha256 <> ALL (%(kept)s)"
 _NAMES = """
 SELECT name FROM controller.model WHERE NOT is_deleting
 UNION SELECT alias.name FROM controller.alias JOIN controller.model USING (model_id) WHERE NOT is_deleting
@@ -64,7 +54,7 @@ ON CONFLICT (name) DO UPDATE SET model_id = excluded.model_id
 """
 _DELETE_ALIAS = "DELETE FROM controller.alias WHERE name = %(name)s"
 _PULL = """
-SELECT pull_id, model_name, source, node_id, state, bytes_done, bytes_total, code, message, hint, created_at,
+SELECT pull_id, model_name, source, engine, node_id, state, bytes_done, bytes_total, code, message, hint, created_at,
        finished_at
   FROM controller.pull
 """
@@ -90,8 +80,8 @@ DELETE FROM controller.model
                                     WHERE version.model_id = model.model_id)
 """
 _INSERT_PULL = """
-INSERT INTO controller.pull (pull_id, model_name, source, state, bytes_done, bytes_total, finished_at)
-VALUES (%(pull_id)s, %(model_name)s, %(source)s, %(state)s, %(bytes)s, %(bytes)s,
+INSERT INTO controller.pull (pull_id, model_name, source, engine, state, bytes_done, bytes_total, finished_at)
+VALUES (%(pull_id)s, %(model_name)s, %(source)s, %(engine)s, %(state)s, %(bytes)s, %(bytes)s,
         CASE WHEN %(state)s = 'queued' THEN NULL ELSE now() END)
 ON CONFLICT (model_name, source) WHERE finished_at IS NULL DO NOTHING
 """
@@ -179,22 +169,9 @@ async def insert_version(connection: postgres.Connection, version_id: str, model
     }
     if not await postgres.execute(connection, _INSERT_VERSION, row):
         return False
-    if new.sha256 is not None:
-        file = {"version_id": version_id, "path": new.path, "sha256": new.sha256, "size_bytes": new.size_bytes}
-        await postgres.execute(connection, _INSERT_FILE, file)
+    await file_store.insert_files(connection, version_id, new.files)
+    await file_store.set_template(connection, version_id, new.chat_template, new.template_findings)
     return True
-
-
-async def copy_files(connection: postgres.Connection, from_version: str, to_version: str) -> None:
-    """Give `to_version` the files of `from_version`."""
-    await postgres.execute(connection, _COPY_FILES, {"from": from_version, "to": to_version})
-
-
-async def replace_places(connection: postgres.Connection, node_id: str, digests: frozenset[str]) -> None:
-    """Make `digests` the whole content of a node's store."""
-    await postgres.execute(connection, _DELETE_PLACES, {"node_id": node_id, "kept": sorted(digests)})
-    for sha256 in sorted(digests):
-        await postgres.execute(connection, _INSERT_PLACE, {"node_id": node_id, "sha256": sha256})
 
 
 async def delete_model(connection: postgres.Connection, model_id: str) -> bool:
@@ -253,10 +230,24 @@ async def active_pull(connection: postgres.Connection, model_name: str, source: 
 
 
 async def insert_pull(
-    connection: postgres.Connection, *, pull_id: str, model_name: str, source: str, state: str, size_bytes: int
+    connection: postgres.Connection,
+    *,
+    pull_id: str,
+    model_name: str,
+    source: str,
+    engine: str,
+    state: str,
+    size_bytes: int,
 ) -> bool:
     """Make a pull, queued or done; return False when the same one is under way."""
-    row = {"pull_id": pull_id, "model_name": model_name, "source": source, "state": state, "bytes": size_bytes}
+    row = {
+        "pull_id": pull_id,
+        "model_name": model_name,
+        "source": source,
+        "engine": engine,
+        "state": state,
+        "bytes": size_bytes,
+    }
     return bool(await postgres.execute(connection, _INSERT_PULL, row))
 
 

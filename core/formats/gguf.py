@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
@@ -48,6 +49,7 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 _ARCHITECTURE, _FILE_TYPE, _ALIGNMENT = "general.architecture", "general.file_type", "general.alignment"
 _TEMPLATE, _TOKENS, _SPLITS = "tokenizer.chat_template", "tokenizer.ggml.tokens", "split.count"
+_MAX_TEMPLATES = 64
 _GENERAL = frozenset({_ARCHITECTURE, _FILE_TYPE, _ALIGNMENT, _SPLITS})
 _PER_ARCHITECTURE = (
     ".block_count",
@@ -68,6 +70,7 @@ class GgufHeader:
 
     `heads`, `kv_heads` and `feed_forward_length` are the largest of any layer where layers differ. `key_length` and
     `value_length` are per head. `parameters` counts the elements of all tensors, `tensor_bytes` their bytes.
+    `chat_templates` are texts by name, the one without a name under `default`.
     """
 
     version: int
@@ -86,6 +89,7 @@ class GgufHeader:
     parameters: int
     tensor_bytes: int
     chat_template_sha256: str
+    chat_templates: Mapping[str, str]
 
     def facts_json(self) -> str:
         """Return the fields of `adapters.contract.ModelFacts` as a JSON object."""
@@ -209,6 +213,7 @@ class _Values:
         self.architecture = ""
         self.vocabulary: int | None = None
         self.template_sha256 = ""
+        self.templates: dict[str, str] = {}
 
 
 def _read_values(reader: _Reader, count: int) -> _Values:
@@ -241,8 +246,13 @@ def _is_kept(key: str) -> bool:
 def _read_text(reader: _Reader, key: str, values: _Values) -> None:
     if key == _ARCHITECTURE:
         values.architecture = reader.name("the architecture's name")
-    elif key == _TEMPLATE:
-        values.template_sha256 = hashlib.sha256(reader.text(key)).hexdigest()
+    elif key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+        raw = reader.text(key)
+        if key == _TEMPLATE:
+            values.template_sha256 = hashlib.sha256(raw).hexdigest()
+        values.templates[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = raw.decode(errors="replace")
+        if len(values.templates) > _MAX_TEMPLATES:
+            _invalid(f"it has more than {_MAX_TEMPLATES} chat templates")
     else:
         reader.skip_text(key)
 
@@ -365,4 +375,5 @@ def _header(version: int, file_size: int, values: _Values, sums: _TensorSums) ->
         parameters=sums.parameters,
         tensor_bytes=sums.total_bytes,
         chat_template_sha256=values.template_sha256,
+        chat_templates=values.templates,
     )

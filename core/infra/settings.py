@@ -128,6 +128,14 @@ class Settings:
         0,
         1024**4,
     )
+    disk_pressure_bytes: int = _setting(
+        5 * 1024**3,
+        "A node with less free disk than this removes unused files of models from its store by itself.",
+        "bytes",
+        "Room for a small model's download. Only what no model has and nothing used for a day goes; 0 turns it off.",
+        0,
+        1024**5,
+    )
     postgres_start_timeout_s: float = _setting(
         120.0,
         "Longest wait for the embedded PostgreSQL, crash recovery included.",

@@ -25,7 +25,14 @@ class Cluster:
     """One controller over one database."""
 
     def __init__(
-        self, url: str, runtime: Path, *, heartbeat_s: float = 0.2, drain_timeout_s: float = 10.0, port: int = 0
+        self,
+        url: str,
+        runtime: Path,
+        *,
+        heartbeat_s: float = 0.2,
+        drain_timeout_s: float = 10.0,
+        port: int = 0,
+        disk_pressure_bytes: int = 0,
     ) -> None:
         self.socket = runtime / "control.sock"
         self.log = io.StringIO()
@@ -45,6 +52,7 @@ class Cluster:
             drain_timeout_s=drain_timeout_s,
             cpu_memory_reserve_bytes=0,
             version="0.0.test",
+            disk_pressure_bytes=disk_pressure_bytes,
         )
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

@@ -39,6 +39,7 @@ class PlayedNode:
         self.ack: node.HelloAck | None = None
         self.is_beating = True
         self.max_epoch = 0
+        self.disk_free_bytes = 50 * GIB
         self.sequence = 0
         self._channel: Any = None
         self._call: Any = None
@@ -89,7 +90,7 @@ class PlayedNode:
                 cpu_count=2,
                 memory_bytes=8 * GIB,
                 disk_total_bytes=100 * GIB,
-                disk_free_bytes=50 * GIB,
+                disk_free_bytes=self.disk_free_bytes,
                 devices=self.devices(),
                 engines=[
                     node.EngineFact(engine="fake", is_usable=True, device_kinds=["cpu"], installed_versions=["1"]),
@@ -150,7 +151,10 @@ class PlayedNode:
             if self.is_beating:
                 self.sequence += 1
                 beat = node.Heartbeat(
-                    sequence=self.sequence, applied_generation=self.generation, devices=self.devices()
+                    sequence=self.sequence,
+                    applied_generation=self.generation,
+                    devices=self.devices(),
+                    disk_free_bytes=self.disk_free_bytes,
                 )
                 with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     await self.say(node.NodeMessage(heartbeat=beat))
