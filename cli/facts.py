@@ -83,6 +83,7 @@ def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_w
             ("format", _text(version.get("format"))),
             ("context length", _text(version.get("context_length"))),
             ("size", size(version.get("size_bytes"))),
+            ("chat template", _template(version)),
             ("aliases", ", ".join(model.get("aliases") or []) or ABSENT),
             ("age", age(model.get("created_at"), now)),
         ),
@@ -92,6 +93,13 @@ def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_w
             *((f"settings of {item.get('name')}", _settings(item, now)) for item in deployments),
         ),
     )
+
+
+def _template(version: Item) -> str:
+    """Return the digest of a version's chat template and what is odd in it."""
+    digest = str(version.get("chat_template_sha256") or "")
+    findings = "; ".join(str(finding) for finding in version.get("template_findings") or [])
+    return _text(f"sha256:{digest[:12]}" + (f" ({findings})" if findings else "")) if digest else ABSENT
 
 
 def _settings(deployment: Item, now: datetime) -> Any:

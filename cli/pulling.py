@@ -9,6 +9,7 @@ from cli.client import AdminClient, Json, failure_of
 from cli.polling import looks
 from cli.progress import pull_bar
 from cli.terminal import Terminal
+from cli.views import newest_version
 from core.clock import Clock
 from core.errors import Failure
 
@@ -23,14 +24,19 @@ class Pulled:
     was_here: bool
 
 
-def pulled(client: AdminClient, terminal: Terminal, clock: Clock, *, name: str, source: str | None) -> Pulled:
-    """Pull `name` from `source` (None: the catalogue's) and return the finished pull.
+def pulled(
+    client: AdminClient, terminal: Terminal, clock: Clock, *, name: str, source: str | None, engine: str | None = None
+) -> Pulled:
+    """Pull `name` from `source` (None: the catalogue's) for `engine` (None: any) and return the finished pull.
 
     Raises:
         Failure: the pull was refused, failed, or was cancelled by somebody.
         KeyboardInterrupt: the user interrupted; the pull has been cancelled.
     """
-    pull = client.post("pulls", body={"name": name, "source": source})
+    body: dict[str, object] = {"name": name, "source": source}
+    if engine is not None:
+        body["engine"] = engine
+    pull = client.post("pulls", body=body)
     if pull.get("state") == "done":
         return Pulled(pull=pull, was_here=True)
     bar = pull_bar(terminal)
@@ -52,6 +58,18 @@ def pulled(client: AdminClient, terminal: Terminal, clock: Clock, *, name: str, 
     finally:
         bar.close()
     return Pulled(pull=_checked(pull), was_here=False)
+
+
+def tell_findings(client: AdminClient, terminal: Terminal, name: str) -> None:
+    """Tell what is odd about the chat template of the newest version of `name`: the operator decides."""
+    try:
+        findings = newest_version(client.get("models", name)).get("template_findings") or []
+    except Failure:
+        return  # the pull has worked; what it brought can be looked at later
+    for finding in findings:
+        terminal.note(f"note: in its chat template: {finding}")
+    if findings:
+        terminal.note(f"`slice show {name} --template` shows it")
 
 
 def _checked(pull: Json) -> Json:

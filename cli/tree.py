@@ -82,6 +82,16 @@ TABLE: Table = {
             rm="Delete aliases.",
         ),
     ),
+    "store": GroupEntry(
+        summary="Show and clean the nodes' stores of model files.",
+        section=_CLUSTER,
+        verbs=_verbs(
+            "store",
+            "Commands",
+            list_="List the files in the nodes' stores.",
+            gc="Remove files that no model uses.",
+        ),
+    ),
     "config": GroupEntry(
         summary="Show and check the settings.",
         section=_TOOLS,

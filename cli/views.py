@@ -162,6 +162,24 @@ MODELS = View(
     ),
 )
 
+STORED = View(
+    name=_field("sha256"),
+    empty="the stores are empty; `slice pull NAME` brings a model",
+    columns=(
+        Column(title="NODE", cell=_text("node")),
+        Column(title="FILE", cell=lambda item, _: str(item.get("sha256") or ABSENT)[:12]),
+        Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
+        Column(title="USED BY", cell=lambda item, _: _used_by(item)),
+        Column(title="LAST USED", cell=_age("used_at"), is_number=True),
+        Column(title="SHA256", cell=_text("sha256"), is_wide=True),
+    ),
+)
+
+
+def _used_by(place: Item) -> str:
+    return "(being removed)" if place.get("is_leaving") else _shown(place.get("versions") or [])
+
+
 CATALOG = View(
     name=_field("name"),
     empty="the catalogue is empty; `slice pull NAME --source SOURCE` brings a model from anywhere",

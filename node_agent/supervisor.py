@@ -147,6 +147,7 @@ class Supervisor:
                     bytes_total=stored.size_bytes,
                     facts_json=stored.facts_json,
                     chat_template_sha256=stored.chat_template_sha256,
+                    used_unix_s=stored.used_unix_s,
                 )
                 for stored in self._around.pulls.stored()
             ],

@@ -175,7 +175,9 @@ class Pulls:
         """
         source = parse_source(order.source) if order.source else None
         if (stored := await asyncio.to_thread(self._known, order, source)) is not None:
-            return stored
+            used = await asyncio.to_thread(self._store.touch, stored.sha256) or stored
+            self._stored[used.sha256] = used
+            return used
         if source is None:
             raise Failure("source.invalid", f"file {order.sha256[:12]} is not on this node and has no source")
         job = await self._job_of(order, source)
@@ -190,6 +192,14 @@ class Pulls:
         if isinstance(outcome, Failure):
             raise outcome
         return outcome
+
+    async def remove(self, sha256: str) -> bool:
+        """Take a file out of the store unless a replica's directory has a link to it; return whether it is gone."""
+        is_gone = await asyncio.to_thread(self._store.remove, sha256)
+        if is_gone and self._stored.pop(sha256, None) is not None:
+            self._log.info("file_removed", sha256=sha256)
+            self._changed()
+        return is_gone
 
     def _known(self, order: FileOrder, source: ModelSource | None) -> StoredFile | None:
         digest = order.sha256 or (source.file_sha256 if source else None)

@@ -29,12 +29,16 @@ _NAME = re.compile(r"^[0-9a-f]{64}$")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """One file of the store; `facts_json` is "" when its header was never read here."""
+    """One file of the store; `facts_json` is "" when its header was never read here.
+
+    `used_unix_s` is when a replica last used it, or when it was stored.
+    """
 
     sha256: Sha256
     size_bytes: int
     facts_json: str = ""
     chat_template_sha256: str = ""
+    used_unix_s: int = 0
 
 
 class Cancelled(Exception):
@@ -57,18 +61,46 @@ class FileStore:
             return None
         path = self.path_of(Sha256(sha256))
         try:
-            size = path.stat().st_size
+            status = path.stat()
         except OSError:
             return None
-        facts: dict[str, str] = {}
+        facts, used = {}, status.st_mtime
         with contextlib.suppress(OSError, ValueError):
-            facts = json.loads(path.with_name(f"{sha256}.facts.json").read_text())
+            used = self._facts_of(sha256).stat().st_mtime
+            facts = json.loads(self._facts_of(sha256).read_text())
         return StoredFile(
             sha256=Sha256(sha256),
-            size_bytes=size,
+            size_bytes=status.st_size,
+            used_unix_s=int(used),
             facts_json=str(facts.get("facts_json", "")),
             chat_template_sha256=str(facts.get("chat_template_sha256", "")),
         )
+
+    def _facts_of(self, sha256: str) -> Path:
+        return self.path_of(Sha256(sha256)).with_name(f"{sha256}.facts.json")
+
+    def touch(self, sha256: Sha256) -> StoredFile | None:
+        """Note that a file is used now, and return it."""
+        with contextlib.suppress(OSError):
+            os.utime(self._facts_of(sha256))
+        return self.get(sha256)
+
+    def remove(self, sha256: str) -> bool:
+        """Remove a file unless a replica's directory has a link to it; return whether it is gone.
+
+        A replica whose engine reads the file at its place in the store has no link: the caller knows of those.
+        """
+        if not _NAME.match(sha256):
+            return True
+        path = self.path_of(Sha256(sha256))
+        try:
+            if path.stat().st_nlink > 1:
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        self._facts_of(sha256).unlink(missing_ok=True)
+        return True
 
     def all(self) -> tuple[StoredFile, ...]:
         """Return every file of the store."""

@@ -36,6 +36,8 @@ class PlayedCluster:
         self.nodes: list[Any] = [things.node()]
         self.keys: list[Any] = [things.key()]
         self.events: list[Any] = []
+        self.stored: list[Any] = []
+        self.template = "{{ messages }}"
         self.catalog = [
             {"name": "smollm2", "source": "pypi:x", "description": "A small model.", "size_bytes": 98362432}
         ]
@@ -162,7 +164,17 @@ class PlayedCluster:
                 raise Refused(409, "registry.model_in_use", f"{rest[0]} is deployed", "use force")
             del self.models[rest[0]]
             return 204, None
+        if rest[1:] == ["versions", "1", "template"]:
+            found = {"model": rest[0], "version": 1, "sha256": "00", "text": self.template}
+            return 200, {**found, "findings": self.models[rest[0]]["versions"][0].get("template_findings", [])}
         return 200, self.models[rest[0]]
+
+    def _store(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        if method == "GET":
+            return 200, {"items": self.stored, "nodes": []}
+        items = [item for item in self.stored if not item["versions"]]
+        total = sum(item["size_bytes"] for item in items)
+        return 200, {"dry_run": body["dry_run"], "items": items, "total_bytes": total, "kept": []}
 
     def _aliases(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
         if not rest:

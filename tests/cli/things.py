@@ -33,6 +33,19 @@ def model(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
     }
 
 
+def stored(letter: str = "a", **changes: Any) -> dict[str, Any]:
+    """Return one file of a node's store that nothing uses."""
+    return {
+        "node": "box",
+        "sha256": letter * 64,
+        "size_bytes": 1024**2,
+        "used_at": CREATED,
+        "versions": [],
+        "is_leaving": False,
+        **changes,
+    }
+
+
 def deployment(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
     """Return a ready Deployment."""
     return {
