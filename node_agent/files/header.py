@@ -6,6 +6,7 @@ Called by `node_agent.files.pulls`. The file may be hostile: the child has a bou
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,25 @@ _DEADLINE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class HeaderFacts:
-    """`facts_json` holds the fields of `adapters.contract.ModelFacts`."""
+    """`facts_json` holds the fields of `adapters.contract.ModelFacts`; `template_findings` are sentences for people."""
 
     facts_json: str
     chat_template_sha256: str
+    chat_template: str = ""
+    template_findings: tuple[str, ...] = ()
+
+
+async def read_version_facts(files: Mapping[str, Path], children: Children) -> HeaderFacts:
+    """Return the facts of a version: `files` maps each path in it to where its bytes lie, the weights' first.
+
+    Raises:
+        Failure: `format.gguf_invalid`, as `read_facts`.
+    """
+    path, place = next(iter(files.items()))
+    if path.endswith(".safetensors"):
+        size = sum(file.stat().st_size for name, file in files.items() if name.endswith(".safetensors"))
+        return HeaderFacts(facts_json=json.dumps({"format": "safetensors", "size_bytes": size}), chat_template_sha256="")
+    return await read_facts(place, children)
 
 
 async def read_facts(path: Path, children: Children) -> HeaderFacts:
