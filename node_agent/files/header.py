@@ -35,7 +35,9 @@ async def read_version_facts(files: Mapping[str, Path], children: Children) -> H
     path, place = next(iter(files.items()))
     if path.endswith(".safetensors"):
         size = sum(file.stat().st_size for name, file in files.items() if name.endswith(".safetensors"))
-        return HeaderFacts(facts_json=json.dumps({"format": "safetensors", "size_bytes": size}), chat_template_sha256="")
+        return HeaderFacts(
+            facts_json=json.dumps({"format": "safetensors", "size_bytes": size}), chat_template_sha256=""
+        )
     return await read_facts(place, children)
 
 
