@@ -40,7 +40,8 @@ class NodeConfig:
     """All a node agent must be told.
 
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
-    `wheel_dir` may be "", `origins` is what the settings say of model sources, `environment` is the process's own, of which engines see an allow-listed part.
+    `wheel_dir` may be "", `environment` is the process's own, of which engines see an allow-listed part, `origins` is
+    what the settings say of places that models come from.
     """
 
     node_name: str

@@ -43,6 +43,10 @@ class Candidate:
     git_sha1: str = ""
 
 
+class _Absent(Failure):
+    """This format is not there at all; another one may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The files of one version; `selector` names them at this place for ever."""
@@ -74,10 +78,8 @@ def choose(place: str, candidates: Sequence[Candidate], selector: str, formats: 
     for one in wanted:
         try:
             return _safetensors(place, by_path) if one == "safetensors" else _default_gguf(place, by_path)
-        except Failure as failure:
-            if failure.code != "source.not_found":
-                raise
-            fault = fault or failure
+        except _Absent as absent:
+            fault = fault or absent
     raise fault or _nothing(place, by_path, f"nothing that engines for {', '.join(formats)} load")
 
 
@@ -191,7 +193,7 @@ def _nothing(place: str, by_path: Mapping[str, Candidate], lacks: str) -> Failur
     has = f"it has quantisations {_listed(labels)}" if labels else f"it has {_listed([*ggufs, *others])}"
     if not (ggufs or others):
         has = "it has no model files at all"
-    return Failure("source.not_found", f"{place} has {lacks}", hint=has)
+    return _Absent("source.not_found", f"{place} has {lacks}", hint=has)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,11 +28,10 @@ from node_agent.files.store import CHUNK_BYTES, Cancelled, require_digest
 
 _CONNECTIONS = 8
 _LANES = 4  # connections for one file: one alone does not fill a long line, more make hubs refuse
-_FIRST_PIECE = 1024**2  # tells whether the server knows ranges, and what the file begins with
-_PIECE = 32 * 1024**2
 _HEAD_BYTES = 64
 _GAIN_BYTES = 64 * 1024
 _RESTARTS = 3
+_GONE_ON_WITH = frozenset({"source.unreachable", "source.needs_token", "disk.full"})
 _MAX_FILE_BYTES = 4 * 1024**4
 
 T = TypeVar("T")
@@ -88,7 +87,7 @@ class Downloader:
             await self._threaded(work, lambda: work.begin(path))
             return await self._brought(work)
         except Failure as failure:
-            if failure.code not in ("source.unreachable", "disk.full", "source.needs_token"):
+            if work.done_bytes == 0 or failure.code not in _GONE_ON_WITH:
                 await asyncio.to_thread(discard, path)
             raise
 
@@ -135,7 +134,7 @@ class Downloader:
             size = work.partial.size
             if size is None:
                 raise _Restart
-            todo = deque(ranges.pieces(ranges.missing(work.partial.had, size), _PIECE))
+            todo = deque(ranges.pieces(ranges.missing(work.partial.had, size), self._http.bounds.piece_bytes))
             lanes = min(_LANES, len(todo)) if work.knows_ranges else 0
             await together([self._lane(work, todo) for _ in range(lanes)])
 
@@ -185,7 +184,8 @@ class _Work:
         self.remote = remote
         self.halt = Halt()
         self.knows_ranges = False
-        self.partial: Partial
+        self.partial: Partial  # from `begin` on
+        self._has_begun = False
         self._http = http
         self._watch = watch
         self._monotonic = monotonic
@@ -203,6 +203,7 @@ class _Work:
             if self.partial.size is not None:
                 self.partial.clear()
             self.partial.size = remote.size_bytes
+        self._has_begun = True
         self._tell()
 
     def restart(self) -> None:
@@ -212,13 +213,18 @@ class _Work:
         self.partial.clear()
         self.partial.size = self.remote.size_bytes
 
+    @property
+    def done_bytes(self) -> int:
+        """Bytes that have come."""
+        return self.partial.done_bytes if self._has_begun else 0
+
     def next_piece(self) -> Range:
         """Return the first piece: the whole rest of a small file, or enough to see how the server answers."""
-        partial = self.partial
+        partial, bounds = self.partial, self._http.bounds
         if partial.size is None:
-            return 0, _FIRST_PIECE
+            return 0, bounds.first_bytes
         start, end = ranges.missing(partial.had, partial.size)[0]
-        return start, end if partial.size <= _PIECE else min(end, start + _FIRST_PIECE)
+        return start, end if partial.size <= bounds.piece_bytes else min(end, start + bounds.first_bytes)
 
     def take(self, asked: Range, *, is_alone: bool) -> None:
         """Bring one range, or the whole file if that is what comes and nobody else works on it."""

