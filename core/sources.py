@@ -6,9 +6,10 @@
 | file | `file:/abs/path[#file=SHA]` | a file, or a folder of safetensors, on the node's own disk |
 | https | `https://host/path[#file=SHA]` | one file |
 | hf | `hf:ORG/NAME[@REVISION][:FILE-or-QUANT][#file=SHA]` | one GGUF file, or a repository's safetensors |
-| ollama | `ollama:[HOST/][NAMESPACE/]NAME[:TAG]` | the model layer of an Ollama manifest |
+| ollama | `ollama:[HOST/][NAMESPACE/]NAME[:TAG][@sha256:SHA]` | what an Ollama manifest names, or one blob of it |
 
-A source is *pinned* when it names the same bytes for ever: a digest, or for `hf:` a commit of 40 hexadecimal digits.
+A source is *pinned* when it names the same bytes for ever: a digest, or for `hf:` a commit of 40 hexadecimal digits
+(which files of that commit are taken still depends on what the target's engines eat).
 Pure; the node agent's `files` package fetches.
 """
 
@@ -45,7 +46,7 @@ _PATTERNS: Mapping[SourceKind, re.Pattern[str]] = {
     ),
     SourceKind.OLLAMA: re.compile(
         rf"^ollama:(?:(?P<host>[A-Za-z0-9.-]+(?::[0-9]{{1,5}})?)/(?={_NAME}/))?(?P<repository>(?:{_NAME}/)?{_NAME})"
-        rf"(?::(?P<revision>{_NAME}))?{_DIGESTS}"
+        rf"(?::(?P<revision>{_NAME}))?(?:@sha256:(?P<blob>[0-9a-f]{{64}}))?{_DIGESTS}"
     ),
 }
 _FORMS: Mapping[SourceKind, str] = {
@@ -90,6 +91,12 @@ class ModelSource:
         return _COMMIT.match(self.revision) is not None
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether the source names the same bytes for ever; a released wheel never changes."""
+        is_released = self.kind is SourceKind.PYPI
+        return self.file_sha256 is not None or is_released or (self.kind is SourceKind.HF and self.is_commit)
+
+    @property
     def model_name(self) -> str:
         """A name for the model that the source suggests, fit for `core.names`."""
         stem = self.repository.rsplit("/", 1)[-1] or re.sub(r"\.(gguf|safetensors)\Z", "", self.file_name)
@@ -118,6 +125,9 @@ def parse_source(text: str) -> ModelSource:
     if found is None or ".." in path.split("/") or "\x00" in text or (kind is not SourceKind.FILE and path[:1] == "/"):
         raise Failure("source.invalid", f"{text[:200]!r} is malformed", hint=f"write {_FORMS[kind]}", param="source")
     container, file = _digests(text, parts.get("digests"))
+    blob = parts.get("blob")
+    if blob and file not in (None, blob):
+        raise Failure("source.invalid", f"{text[:200]!r} has two digests", hint="leave one out", param="source")
     return ModelSource(
         kind=kind,
         text=text,
@@ -128,8 +138,27 @@ def parse_source(text: str) -> ModelSource:
         repository=parts.get("repository") or "",
         revision=parts.get("revision") or "",
         container_sha256=container,
-        file_sha256=file,
+        file_sha256=Sha256(blob) if blob else file,
     )
+
+
+def hf_text(repository: str, revision: str, path: str = "") -> str:
+    """Return the text of an `hf:` source; `path` is a file, a quantisation, a format, or "" for what suits."""
+    return f"hf:{repository}@{revision}" + (f":{path}" if path else "")
+
+
+def ollama_text(source: ModelSource, sha256: Sha256) -> str:
+    """Return the text that names one blob of the registry that `source` names."""
+    host = f"{source.host}/" if source.host else ""
+    tag = f":{source.revision}" if source.revision else ""
+    return f"ollama:{host}{source.repository}{tag}@sha256:{sha256}"
+
+
+def pinned_text(text: str, sha256: Sha256) -> str:
+    """Return `text` with the digest of the one file that it names, instead of the one it may have had."""
+    base, _, digests = text.partition("#")
+    wheel = [pair for pair in digests.split(",") if pair.startswith("wheel=")]
+    return f"{base}#{','.join([*wheel, f'file={sha256}'])}"
 
 
 def _digests(text: str, part: str | None) -> tuple[Sha256 | None, Sha256 | None]:

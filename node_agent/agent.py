@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters import registry
@@ -23,9 +23,8 @@ from core.infra.tasks import TaskGuard
 from node_agent import identity, launching, replica, supervisor
 from node_agent.devices.reading import Devices, sources_of
 from node_agent.engines import EngineHouse
-from node_agent.files.pulls import Pulls
-from node_agent.files.pypi import PypiFetcher
-from node_agent.files.store import FileStore
+from node_agent.files import wiring
+from node_agent.files.origins import SourceOrigins
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
 from node_agent.session import NodeFacts, Session
@@ -41,7 +40,8 @@ class NodeConfig:
     """All a node agent must be told.
 
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
-    `wheel_dir` may be "", `environment` is the process's own, of which engines see an allow-listed part.
+    `wheel_dir` may be "", `environment` is the process's own, of which engines see an allow-listed part, `origins` is
+    what the settings say of places that models come from.
     """
 
     node_name: str
@@ -56,6 +56,7 @@ class NodeConfig:
     labels: Mapping[str, str]
     agent_version: str
     environment: Mapping[str, str]
+    origins: SourceOrigins = field(default_factory=SourceOrigins)
     restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
 
 
@@ -108,13 +109,14 @@ async def _serve(
     environment = launching.installer_environment(config.environment)
     children = Children(config.data_dir / _CHILDREN)
     await _sweep(children, log)
-    store = FileStore(config.data_dir / "store")
-    pulls = Pulls(
-        store=store,
-        downloads=config.data_dir / "downloads",
-        fetcher=PypiFetcher(wheel_dir=config.wheel_dir, environment=environment, children=children, log=log),
+    store, pulls = wiring.wired(
+        data_dir=config.data_dir,
+        origins=config.origins,
+        wheel_dir=config.wheel_dir,
+        environment=environment,
         children=children,
         guard=guard,
+        clock=clock,
         log=log,
         changed=changed.set,
     )

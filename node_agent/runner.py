@@ -260,7 +260,7 @@ class Runner:
     async def _fetch(self) -> None:
         files = []
         for want in self.want.files:
-            order = FileOrder(source=want.source, sha256=want.sha256, size_bytes=want.size_bytes)
+            order = FileOrder(source=want.source, sha256=want.sha256, size_bytes=want.size_bytes, path=want.path)
             stored = await self._around.pulls.ensure(order)
             files.append(self._model_file(want.path, stored.sha256, stored.size_bytes))
         self._files = tuple(files)

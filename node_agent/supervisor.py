@@ -180,6 +180,7 @@ def _order_of(want: node_pb2.FileWant) -> FileOrder:
         sha256=want.sha256,
         size_bytes=want.size_bytes,
         is_cancelled=want.is_cancelled,
+        formats=tuple(want.formats),
     )
 
 
@@ -193,6 +194,13 @@ def _report_of(progress: FileProgress) -> node_pb2.FileReport:
         size_bytes=progress.size_bytes,
         facts_json=progress.facts_json,
         chat_template_sha256=progress.chat_template_sha256,
+        chat_template=progress.chat_template,
+        template_findings=progress.template_findings,
+        version_files=[
+            node_pb2.VersionFile(path=part.path, sha256=part.sha256, size_bytes=part.size_bytes, source=part.source)
+            for part in progress.version_files
+        ],
+        resolved_source=progress.resolved_source,
         code=progress.code,
         message=progress.message,
     )

