@@ -243,10 +243,11 @@ async def test_a_token_file_that_is_none_is_a_fault_of_the_settings(tmp_path: Pa
             assert hub.requests() == 0
 
 
-async def test_an_answer_of_two_hundred_megabytes_does_no_harm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["announced", "chunked"])
+async def test_an_answer_of_two_hundred_megabytes_does_no_harm(tmp_path: Path, is_chunked: bool) -> None:
     with hubs.hub() as hub:
         hub.repository("org/demo").commit(MODEL)
-        hub.padding = 200 * 1000**2
+        hub.padding, hub.is_chunked = 200 * 1000**2, is_chunked
         async with node(tmp_path, hub) as it:
             failed = await pulled(it, "hf:org/demo")
             assert failed.code == "source.invalid"
