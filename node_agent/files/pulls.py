@@ -231,7 +231,7 @@ class Pulls:
             except Failure as failure:
                 if failure.code != "disk.full":
                     raise
-                job.wait_for_room(failure)
+                job.wait_for_room(await self._room.measured(failure, job.total_bytes - job.done_bytes))
                 self._log.warning("pull_paused", source=source.text, reason=failure.message)
                 await patience.wait(failure, job.done_bytes, job.total_bytes)
 

@@ -20,9 +20,8 @@ from node_agent import replica
 from node_agent.devices.cpu import CpuSource
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
-from node_agent.files.pulls import Pulls
-from node_agent.files.pypi import PypiFetcher
-from node_agent.files.store import FileStore
+from node_agent.files import wiring
+from node_agent.files.origins import SourceOrigins
 from node_agent.ports import Ports
 from node_agent.runner import Runner
 from node_agent.subprocesses import Children
@@ -61,7 +60,17 @@ async def runner_of(
     environment = {"PATH": os.environ["PATH"]}
     async with TaskGuard(log) as guard:
         children = Children(node.data_dir / "children")
-        store = FileStore(node.data_dir / "store")
+        store, pulls = wiring.wired(
+            data_dir=node.data_dir,
+            origins=SourceOrigins(),
+            wheel_dir="",
+            environment=environment,
+            children=children,
+            guard=guard,
+            clock=clock,
+            log=log,
+            changed=lambda: None,
+        )
         around = Surroundings(
             replicas_dir=node.data_dir / "replicas",
             shim_dir=node.shim_dir,
@@ -69,15 +78,7 @@ async def runner_of(
             start_timeout_s=30.0,
             adapter=registry.adapter,
             store=store,
-            pulls=Pulls(
-                store=store,
-                downloads=node.data_dir / "downloads",
-                fetcher=PypiFetcher(wheel_dir="", environment=environment, children=children, log=log),
-                children=children,
-                guard=guard,
-                log=log,
-                changed=lambda: None,
-            ),
+            pulls=pulls,
             engines=EngineHouse(
                 root=node.data_dir / "engines",
                 adapter=registry.adapter,
