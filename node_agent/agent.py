@@ -170,6 +170,7 @@ async def _serve(
     log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
     keeping = guard.eternal("session", session.run())
     await _first_event(ending, guard.failed)
+    pulls.leave()
     if guard.failed.is_set():
         raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
     await session.leave()

@@ -18,7 +18,7 @@ from pathlib import Path
 from core.errors import Failure
 from core.ids import Sha256
 from core.infra import cluster
-from core.sources import ModelSource, SourceKind, pinned_text
+from core.sources import ModelSource, SourceKind, parse_source, pinned_text
 from node_agent.files import kinds, local, partial, pypi
 from node_agent.files.download import Downloader, Remote, Watch, together
 from node_agent.files.header import HeaderFacts, read_version_facts
@@ -89,8 +89,9 @@ class Arrivals:
             if not is_kept:
                 await self.drop(order)
             raise
-        if source.is_pinned:
-            await asyncio.to_thread(self._store.remember, order.key, version)
+        for text in {source.text, version.resolved_source}:
+            if parse_source(text).is_pinned:
+                await asyncio.to_thread(self._store.remember, replace(order, source=text).key, version)
         await self.drop(order)
         return version
 
@@ -167,7 +168,10 @@ class Arrivals:
         return [found[item.path] for item in manifest.items]
 
     def _here(self, item: Item) -> _Arrived | None:
-        stored = self._store.get(item.sha256) if item.sha256 else None
+        digest = item.sha256
+        if not digest and item.remote is not None and item.remote.git_sha1:
+            digest = self._store.recalled_git(item.remote.git_sha1)
+        stored = self._store.get(digest) if digest else None
         if stored is None:
             return None
         path, size = self._store.path_of(stored.sha256), stored.size_bytes
@@ -210,6 +214,8 @@ class Arrivals:
                 self._store.put(one.path, stored)
             elif is_first and facts.facts_json:
                 self._store.note_facts(stored)
+            if one.is_new and one.item.remote is not None and one.item.remote.git_sha1:
+                self._store.remember_git(one.item.remote.git_sha1, one.sha256)
 
     # -- one file -----------------------------------------------------------------------------------------------------
 

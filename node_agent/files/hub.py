@@ -120,7 +120,7 @@ def _read(source: ModelSource, said: Sequence[Mapping[str, Any]]) -> tuple[str, 
     if not _COMMIT.match(commit):
         raise Failure(
             "source.unreachable",
-            f"the hub gave no usable answer about {source.repository} within {_DEADLINE_S:g} s and 1 GiB",
+            f"the hub gave no usable answer about {source.repository} within {_DEADLINE_S:g} s and 512 MiB",
             hint="check the network and hf_endpoint, then pull again",
         )
     if source.is_commit and source.revision != commit:

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import HfApi, get_session
 from huggingface_hub import errors as hub_errors
 
-_ADDRESS_SPACE_BYTES = 1024**3
+_ADDRESS_SPACE_BYTES = 512 * 1024**2
 _CPU_S = 60
 _ANSWER_MAX_BYTES = 64 * 1024**2
 _TIMEOUT_S = 30.0

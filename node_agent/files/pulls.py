@@ -52,6 +52,7 @@ class Pulls:
         self._orders: dict[str, FileOrder] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stored: dict[str, StoredFile] = {}
+        self._is_leaving = False
         self._slots = asyncio.Semaphore(_JOBS_AT_ONCE)
 
     # -- pulls: what the controller asks for and watches ----------------------------------------------------------
@@ -70,6 +71,10 @@ class Pulls:
                 self._pulls[want_id] = FileProgress(want_id=want_id, state=PullState.QUEUED)
                 self._tasks[want_id] = self._guard.brief(f"pull {want_id}", self._pull(order))
         self._changed()
+
+    def leave(self) -> None:
+        """Say that the node agent ends: what is on its way stays where it is, for the next one to go on with."""
+        self._is_leaving = True
 
     def stored(self) -> tuple[StoredFile, ...]:
         """Return what the store holds."""
@@ -161,7 +166,7 @@ class Pulls:
             outcome = await self._outcome(job, is_patient=bool(order.want_id))
         finally:
             job.waiters -= 1
-            if job.waiters == 0:
+            if job.waiters == 0 and not self._is_leaving:
                 job.end()
         if isinstance(outcome, Failure):
             raise outcome
@@ -226,7 +231,7 @@ class Pulls:
             except Failure as failure:
                 if failure.code != "disk.full":
                     raise
-                job.wait_for_room(failure)
+                job.wait_for_room(await self._room.measured(failure, job.total_bytes - job.done_bytes))
                 self._log.warning("pull_paused", source=source.text, reason=failure.message)
                 await patience.wait(failure, job.done_bytes, job.total_bytes)
 

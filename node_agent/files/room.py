@@ -88,6 +88,12 @@ class Room:
             waited = text_from_seconds(self._timeout_s)
             raise Failure("disk.full", f"{failure.message}, after waiting for {waited}", hint=failure.hint) from None
 
+    async def measured(self, failure: Failure, needed_bytes: int) -> Failure:
+        """Return a `disk.full` that says how much is missing, where the disk itself only said that it is full."""
+        if isinstance(failure, NoRoom):
+            return failure
+        return NoRoom(self._directory, needed_bytes, await asyncio.to_thread(self.left))
+
     def left(self) -> int:
         """Return the bytes that nobody has promised to write; below 0 when there are too few. Blocks."""
         with self._lock:

@@ -184,6 +184,24 @@ class FileStore:
             return None
         return version if parts and all(self.get(part.sha256) is not None for part in parts) else None
 
+    def remember_git(self, git_sha1: str, sha256: Sha256) -> None:
+        """Note which file of the store git knows by `git_sha1`, all that a hub says of a small file.
+
+        Raises:
+            Failure: `disk.full`.
+        """
+        note = self._note_of(f"git {git_sha1}")
+        cluster.make_private_dir(note.parent)
+        with disk_errors():
+            cluster.write_private(note, json.dumps({"sha256": sha256}))
+
+    def recalled_git(self, git_sha1: str) -> str:
+        """Return the digest of the file that git knows by `git_sha1`, "" when it never came."""
+        try:
+            return str(json.loads(self._note_of(f"git {git_sha1}").read_text())["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     def _note_of(self, key: str) -> Path:
         return self._root.parent / "versions" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 

@@ -44,6 +44,7 @@ class Hub:
         self.site = site
         self.repositories: dict[str, Repository] = {}
         self.padding = 0
+        self.is_chunked = False
         self.redirect_listing = ""
         self.faults: dict[str, Thing] = {}
         site.answer = self._answer
@@ -82,7 +83,12 @@ class Hub:
             return Thing(status=404, headers={"x-error-code": "RevisionNotFound"})
         siblings = [self._sibling(repository, path, data) for path, data in sorted(files.items())]
         body = {"id": repository.name, "sha": commit, "siblings": siblings, "padding": "x" * self.padding}
-        return Thing(data=json.dumps(body).encode(), headers={"content-type": "application/json"}, etag="")
+        return Thing(
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+            etag="",
+            is_chunked=self.is_chunked,
+        )
 
     def _is_known(self, repository: Repository) -> bool:
         return self.site.seen[-1].authorization == f"Bearer {repository.secret}"

@@ -80,4 +80,8 @@ async def bench(
     tmp_path: Path, wheel_dir: str = "", index_url: str = "http://127.0.0.1:9/simple", **more: object
 ) -> AsyncIterator[Bench]:
     async with TaskGuard(Log("test", SystemClock(), io.StringIO())) as guard:
-        yield Bench(tmp_path / "node", guard, wheel_dir, index_url, **more)
+        it = Bench(tmp_path / "node", guard, wheel_dir, index_url, **more)
+        try:
+            yield it
+        finally:
+            it.pulls.leave()

@@ -1,6 +1,9 @@
 """Disk pressure: pulls pause, say what is missing, and go on by themselves."""
 
 import asyncio
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,40 @@ async def test_a_disk_that_fills_up_in_the_middle_pauses_the_pull_and_what_has_c
             disk.bytes = RESERVE_BYTES + len(BIG) - 900  # what has come needs no room a second time
             assert (await it.until("done")).sha256 == sha256(BIG)
             assert not any(one.range.startswith("bytes=0-") for one in site.seen[1:])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MiB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("this user may mount no file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+async def test_a_real_disk_that_is_full_pauses_the_pull_and_it_goes_on_when_somebody_frees_space(
+    small_disk: Path,
+) -> None:
+    data = wheels.gguf_bytes(padding=1_500_000)
+
+    def optimistic(path: Path) -> int:  # so that it is the file system which says that it is full
+        return shutil.disk_usage(path).free + RESERVE_BYTES + len(data)
+
+    outside = wiring.Outside(free=optimistic, look_s=0.1, bounds=QUICK)
+    with web.site() as site:
+        site.put("/demo.gguf", data)
+        source = f"https://127.0.0.1:{site.port}/demo.gguf#file={sha256(data)}"
+        async with bench(small_disk, origins=SourceOrigins(source_hosts=site.url), outside=outside) as it:
+            (small_disk / "filler").write_bytes(b"x" * 1_000_000)
+            it.pulls.apply([FileOrder(source=source, want_id="pul_1")])
+            await trees.until(lambda: "missing" in it.progress().message)
+            assert it.pulls.stored() == ()
+            (small_disk / "filler").unlink()
+            assert (await it.until("done")).sha256 == sha256(data)
 
 
 async def test_pulls_count_on_each_others_needs_and_a_small_one_goes_ahead(tmp_path: Path) -> None:
