@@ -302,7 +302,7 @@ class Pulls:
         await asyncio.to_thread(sync_file, path)
         # Shielded: a cancel must leave the file in the store or not, but nothing in between.
         await asyncio.shield(asyncio.to_thread(self._store.put, path, stored, source.text))
-        return stored
+        return await asyncio.to_thread(self._store.get, digest) or stored  # with the instant at which it was stored
 
     async def _threaded(self, job: _Job, work: Callable[[], Sha256]) -> Sha256:
         running = asyncio.ensure_future(asyncio.to_thread(work))
