@@ -98,8 +98,23 @@ class Supervisor:
                 self._runners[replica_id].wish(Desired.STOP)
         for replica_id in await asyncio.to_thread(self._left_behind):
             self._begin(node_pb2.ReplicaWant(replica_id=replica_id, desired=Desired.STOP.value))
+        await self._remove_files(desired.removed_files)
         self._around.pulls.apply([_order_of(want) for want in desired.files])
         self.changed.set()
+
+    async def _remove_files(self, digests: Iterable[str]) -> None:
+        """Take `digests` out of the store, but for what a replica here, living or about to, was begun with.
+
+        What stays is asked for again with the next set: the controller sees it in what we report.
+        """
+        used = {file.sha256 for runner in self._runners.values() for file in runner.want.files}
+        for digest in digests:
+            if digest in used:
+                continue
+            try:
+                await self._around.pulls.remove(digest)
+            except OSError as error:
+                self._around.log.warning("file_not_removed", sha256=digest, error=error.strerror)
 
     def _left_behind(self) -> list[str]:
         """Return replicas that have a directory here but nobody who owns it."""
