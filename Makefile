@@ -6,7 +6,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP_SERVER := .make/server
 STAMP_DEV := .make/dev
 
-.PHONY: up down test lint bench protos clean
+.PHONY: up down test lint bench engines protos clean
 
 up: $(STAMP_SERVER)
 	$(BIN)/slice up
@@ -26,6 +26,10 @@ lint: $(STAMP_DEV)
 
 bench: $(STAMP_DEV)
 	$(BIN)/python -m bench
+
+# Installs the engines that tests run on and makes their models (5 GB), once, outside the tree: tests/engine_models.py.
+engines: $(STAMP_DEV)
+	$(BIN)/python -m tests.engine_models
 
 # Regenerates the checked-in gRPC stubs.
 protos: $(STAMP_DEV)

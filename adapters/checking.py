@@ -10,8 +10,16 @@ from adapters.contract import Adapter, JsonValue, ModelFacts, Settings, SettingS
 from core.errors import Failure
 from core.names import did_you_mean
 
-RESERVED = frozenset({"host", "hostname", "port", "api_key", "api_keys", "model", "model_path", "served_name", "alias"})
-"""Names that the node agent fills in for every engine: a deployment that set them would break routing or fencing."""
+RESERVED = frozenset(
+    {
+        *("host", "hostname", "port", "uds", "api_key", "api_keys"),
+        *("model", "model_path", "served_name", "served_model_name", "alias"),
+        *("trust_remote_code", "trust_request_chat_template", "middleware", "tool_parser_plugin", "download_dir"),
+        *("allowed_local_media_path", "load_format", "argv", "args", "extra_args", "env", "environment"),
+    }
+)
+"""Names that no engine may have for a setting: a deployment that set them would break routing or fencing, or have the
+engine load code that came with a model."""
 
 
 def checked_settings(adapter: Adapter, settings: Settings, facts: ModelFacts | None = None) -> dict[str, JsonValue]:

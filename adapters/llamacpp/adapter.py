@@ -174,7 +174,11 @@ class LlamaCpp:
 
     def install_plan(self, version: str) -> InstallPlan:
         """Return how `version` of `xllamacpp` is installed."""
-        return InstallPlan(requirements=(f"xllamacpp=={version}",), probe="import xllamacpp; xllamacpp.Server")
+        return InstallPlan(
+            requirements=(f"xllamacpp=={version}",),
+            probe="import xllamacpp; xllamacpp.Server",
+            lock=str(PurePosixPath(__file__).parent / "locks" / f"{version}.txt"),
+        )
 
     def launch(self, request: LaunchRequest) -> Launch:
         """Return the launcher's process; all it must know stands in a file, so that no key is in its argv."""

@@ -1,53 +1,28 @@
 """Starts an adapter's real program and talks to it, for the contract suite.
 
-In: an adapter, settings, a model file. Out: `RunningEngine`. Installs engines into virtual environments of their own,
-kept under `.make/engines` (or `SLICE_TEST_ENGINES`) between runs.
+In: an adapter, settings, a model file. Out: `RunningEngine`. Engines and their environments: `tests/engine_models.py`.
 """
 
-import fcntl
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.contract import Adapter, JsonValue, LaunchRequest
+from adapters.contract import JsonValue, LaunchRequest
 from adapters.registry import adapter
 from core.ids import DeviceId, ReplicaId
+from tests.engine_models import engine_python
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 SERVED_NAME = "contract-model"
 KEY = "contract-secret-key"
 START_DEADLINE_S = 60.0
-
-
-def engine_python(one: Adapter) -> str:
-    """Return the interpreter of `one`'s environment, installing it on the first call."""
-    wanted = one.install_plan(one.default_version)
-    if not wanted.requirements:
-        return sys.executable
-    home = Path(os.environ.get("SLICE_TEST_ENGINES", ROOT / ".make" / "engines"))
-    home.mkdir(parents=True, exist_ok=True)
-    place = home / f"{one.name}-{one.default_version}"
-    python, stamp = place / "bin" / "python", place / ".installed"
-    with (home / f"{place.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists():
-            shutil.rmtree(place, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, *wanted.requirements], check=True, timeout=600)
-            subprocess.run([str(python), "-c", wanted.probe], check=True, timeout=60)
-            stamp.touch()
-    return str(python)
 
 
 def free_port() -> int:
