@@ -238,9 +238,18 @@ class Health:
     stop_grace_s: float = 10.0
 
 
+class Api(StrEnum):
+    """Whose HTTP API the front door speaks to an engine."""
+
+    OPENAI = "openai"
+    OLLAMA = "ollama"  # requests and answers are translated; see gateway/ollama
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How the engine's HTTP differs from OpenAI's, as data that the front door's code reads.
+
+    `api` is the API that `paths` belong to.
 
     `overflow_types` are error `type` values that mean the prompt does not fit: they become
     `context_length_exceeded`; so do errors whose message holds one of `overflow_phrases`, for engines that say it under
@@ -251,10 +260,12 @@ class Dialect:
     null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
     none. `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter
     must have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served
-    name in its answers (Ollama's `:latest`).
+    name in its answers (Ollama's `:latest`). `fixed_model` is what every request must call the model, whatever the
+    engine calls it in its answers ("" : the served name).
     """
 
     paths: Mapping[Endpoint, str]
+    api: Api = Api.OPENAI
     overflow_types: frozenset[str] = frozenset()
     overflow_phrases: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -262,6 +273,7 @@ class Dialect:
     defaults: Mapping[str, JsonValue] = field(default_factory=dict)
     is_overflow_silent: bool = False
     name_tag: str = ""
+    fixed_model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,14 @@ engine is one folder beside this file and one line in `adapters`.
 from adapters.contract import Adapter
 from adapters.fake.adapter import Fake
 from adapters.llamacpp.adapter import LlamaCpp
+from adapters.ollama.adapter import Ollama
 from core.errors import Failure
 from core.names import did_you_mean
 
 
 def adapters() -> tuple[Adapter, ...]:
     """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
-    return (LlamaCpp(), Fake())
+    return (LlamaCpp(), Ollama(), Fake())
 
 
 def adapter(name: str) -> Adapter:
