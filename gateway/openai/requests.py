@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from adapters.contract import Endpoint
+from adapters.contract import Endpoint, JsonValue
 from core.errors import Failure
 
 MAX_DEPTH = 64
@@ -34,6 +34,7 @@ _FIELD = re.compile(r" - at `\$\.([\w-]+)")
 
 
 _ABSENT = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
 
 
 class _Body(msgspec.Struct):
@@ -74,7 +75,7 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
         body.decode()
         parsed = _decode(body)
     except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from None
+        raise wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(body, error) from None
     except RecursionError:
@@ -100,6 +101,42 @@ def with_model(body: bytes, name: str) -> bytes:
     members = dict(_decode_members(body))
     members["model"] = msgspec.Raw(_encode(name))
     return _encode(members)
+
+
+def with_fields(body: bytes, renames: Mapping[str, str], defaults: Mapping[str, JsonValue]) -> bytes:
+    """Return `body` with top-level fields renamed and absent ones added; every other member keeps its bytes.
+
+    A field stays as it is when the engine's own name for it is given too; null counts as absent for `defaults`.
+    """
+    members = dict(_decode_members(body))
+    for ours, theirs in renames.items():
+        if ours in members and members.get(theirs, _NULL) == _NULL:
+            members[theirs] = members.pop(ours)
+    for name, value in defaults.items():
+        if members.get(name, _NULL) == _NULL:
+            members[name] = msgspec.Raw(_encode(value))
+    return _encode(members)
+
+
+def check_refused(body: bytes, refused: Mapping[str, tuple[JsonValue, ...]], model: str, engine: str) -> None:
+    """Let a request pass that sets no field of `refused`, or sets it to null or one of its harmless values.
+
+    Raises:
+        Failure: `door.parameter_unsupported` with the field's name.
+    """
+    members = _decode_members(body)
+    for name, harmless in refused.items():
+        value = msgspec.json.decode(members.get(name, _NULL))
+        if value is None or value in harmless:
+            continue
+        allowed = " or ".join(_encode(one).decode() for one in harmless)
+        raise Failure(
+            "door.parameter_unsupported",
+            f"Model '{model}' is served by {engine}, which cannot take '{name}'"
+            + (f" = {_encode(value).decode()[:40]}" if isinstance(value, str | int | float) else ""),
+            hint=f"leave it out, or set it to {allowed}" if allowed else "leave it out",
+            param=name,
+        )
 
 
 def nesting(body: bytes) -> int:
@@ -135,7 +172,8 @@ def _too_deep() -> Failure:
     return Failure("request.invalid_json", f"The body is nested deeper than {MAX_DEPTH} levels")
 
 
-def _wrong_field(text: str) -> Failure:
+def wrong_field(text: str) -> Failure:
+    """Return the failure for a field of a wrong type, from the parser's own words."""
     found = _FIELD.search(text)
     if found is None:
         return Failure("request.invalid_json", "The body must be a JSON object")
