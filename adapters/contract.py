@@ -258,10 +258,14 @@ class Dialect:
     `renames` maps a top-level request field to the engine's name for it (kept as it is when that one is given too).
     `refused` are fields that the engine would ignore or break on in silence: a request that sets one to anything but
     null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
-    none. `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter
-    must have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served
-    name in its answers (Ollama's `:latest`). `fixed_model` is what every request must call the model, whatever the
-    engine calls it in its answers ("" : the served name).
+    none. `dropped` are fields left out when they have one of these values: OpenAI's own defaults that the engine
+    refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped. `schema_member` is
+    where the engine looks for the schema in `response_format`.
+
+    `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter must
+    have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served name in
+    its answers (Ollama's `:latest`). `fixed_model` is what every request must call the model, whatever the engine
+    calls it in its answers ("" : the served name).
     """
 
     paths: Mapping[Endpoint, str]
@@ -271,6 +275,9 @@ class Dialect:
     renames: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
     defaults: Mapping[str, JsonValue] = field(default_factory=dict)
+    dropped: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
+    schema_member: str = "json_schema"
     is_overflow_silent: bool = False
     name_tag: str = ""
     fixed_model: str = ""

@@ -8,13 +8,14 @@ from adapters.contract import Adapter
 from adapters.fake.adapter import Fake
 from adapters.llamacpp.adapter import LlamaCpp
 from adapters.ollama.adapter import Ollama
+from adapters.tgi.adapter import Tgi
 from core.errors import Failure
 from core.names import did_you_mean
 
 
 def adapters() -> tuple[Adapter, ...]:
     """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
-    return (LlamaCpp(), Ollama(), Fake())
+    return (LlamaCpp(), Ollama(), Tgi(), Fake())
 
 
 def adapter(name: str) -> Adapter:

@@ -237,6 +237,7 @@ class _Passage:
         self._headers = headers
         self._is_started = False
         self._is_reading = False
+        self._is_empty = False
 
     async def run(self, first: bytes) -> None:
         """Pass the stream on until it ends, and end it with `[DONE]` or with an error event.
@@ -249,7 +250,7 @@ class _Passage:
         try:
             await self._pass_all(first)
         except EngineDied:
-            if self._events.ending() is not stream.Ending.DONE:
+            if self._is_empty or self._events.ending() is not stream.Ending.DONE:
                 failure = _died(self._route.public_name)
         except TimeoutError:
             if not self._is_reading:
@@ -279,6 +280,9 @@ class _Passage:
 
     async def _pass(self, data: bytes, *, is_last: bool = False) -> None:
         if not self._is_started and (data or is_last):
+            if stream.is_only_done(data):
+                self._is_empty = True
+                raise EngineDied("an end without a beginning")
             self._is_started = True
             headers = [*EVENT_STREAM_HEADERS, *self._headers, self._relay.processing_header(self._call)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})

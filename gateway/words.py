@@ -56,8 +56,8 @@ def words(endpoint: Endpoint, body: bytes, asked_model: str, route: Route, diale
         requests.check_refused(body, dialect.refused, route.public_name, route.engine)
     if dialect.api is Api.OLLAMA:
         return Exchange(endpoint, body, route.served_name, route.public_name)
-    if dialect.renames or dialect.defaults:
-        body = requests.with_fields(body, dialect.renames, dialect.defaults)
+    if requests.shapes_fields(dialect):
+        body = requests.with_fields(body, dialect)
     return _Same(_named(body, asked_model, dialect.fixed_model or route.served_name))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from adapters.contract import Endpoint, JsonValue
+from adapters.contract import Dialect, Endpoint, JsonValue
 from core.errors import Failure
 
 MAX_DEPTH = 64
@@ -35,6 +35,7 @@ _FIELD = re.compile(r" - at `\$\.([\w-]+)")
 
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
+_FORM, _SCHEMA = "response_format", "json_schema"
 
 
 class _Body(msgspec.Struct):
@@ -103,16 +104,33 @@ def with_model(body: bytes, name: str) -> bytes:
     return _encode(members)
 
 
-def with_fields(body: bytes, renames: Mapping[str, str], defaults: Mapping[str, JsonValue]) -> bytes:
-    """Return `body` with top-level fields renamed and absent ones added; every other member keeps its bytes.
+def shapes_fields(dialect: Dialect) -> bool:
+    """Return whether `with_fields` would ever change a request for an engine of this dialect."""
+    has_schema_elsewhere = dialect.schema_member != _SCHEMA
+    return bool(dialect.renames or dialect.dropped or dialect.lists or dialect.defaults or has_schema_elsewhere)
+
+
+def with_fields(body: bytes, dialect: Dialect) -> bytes:
+    """Return `body` with top-level fields renamed, left out, wrapped and added; every other member keeps its bytes.
 
     A field stays as it is when the engine's own name for it is given too; null counts as absent for `defaults`.
     """
     members = dict(_decode_members(body))
-    for ours, theirs in renames.items():
+    for ours, theirs in dialect.renames.items():
         if ours in members and members.get(theirs, _NULL) == _NULL:
             members[theirs] = members.pop(ours)
-    for name, value in defaults.items():
+    for name, values in dialect.dropped.items():
+        if name in members and msgspec.json.decode(members[name]) in values:
+            del members[name]
+    for name in dialect.lists:
+        if bytes(members.get(name, _NULL))[:1] == b'"':
+            members[name] = msgspec.Raw(b"[" + bytes(members[name]) + b"]")
+    if dialect.schema_member != _SCHEMA and bytes(members.get(_FORM, _NULL))[:1] == b"{":
+        form = dict(_decode_members(members[_FORM]))
+        if _SCHEMA in form:
+            form[dialect.schema_member] = form.pop(_SCHEMA)
+            members[_FORM] = msgspec.Raw(_encode(form))
+    for name, value in dialect.defaults.items():
         if members.get(name, _NULL) == _NULL:
             members[name] = msgspec.Raw(_encode(value))
     return _encode(members)

@@ -20,7 +20,9 @@ DONE = b"data: [DONE]\n\n"
 # Engines report a failure inside a stream as {"error": ...}, {"object": "error", ...} or, older llama.cpp, `error: {`.
 _ERROR = re.compile(rb'^(?:data: ?(\{ ?"(?:error" ?: ?["{]|object" ?: ?"error").*)|error: ?(\{.*))$', re.MULTILINE)
 _HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-_HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"')
+# TGI says "" in every chunk of a completion but the last.
+_HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"[^"]')
+_ONLY_DONE = re.compile(rb"^[\r\n]*data: ?\[DONE\][\r\n]*\Z")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,6 +50,11 @@ class Events(Protocol):
 
     def separator(self) -> bytes:
         """Return the newlines that end the last event passed on, so that another may follow."""
+
+
+def is_only_done(data: bytes) -> bool:
+    """Return whether `data`, the first of a stream, is its end already: an answer that is none."""
+    return len(data) < 64 and _ONLY_DONE.match(data) is not None
 
 
 class ModelName:

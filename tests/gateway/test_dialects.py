@@ -101,6 +101,48 @@ async def test_an_engine_with_one_name_for_every_model_gets_that_name(
     assert engine.exchanges[0].json["model"] == "tgi"
 
 
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n"])
+async def test_a_stream_that_is_nothing_but_its_end_is_a_failed_engine(
+    odd: RunningDoor, engine: ScriptedEngine, end: bytes
+) -> None:
+    """Some releases of TGI drop an error in a stream and send [DONE] alone."""
+
+    async def empty(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        await exchange.chunk(end)
+        await exchange.end_stream()
+
+    engine.script = empty
+    answer = await chat(odd, stream=True)
+    assert (answer.status, answer.error["code"]) == (502, "engine_failed")
+
+
+async def test_values_that_the_engine_will_not_hear_are_left_out_and_texts_wrapped(
+    tmp_path: Path, routes: RoutesServer, engine: ScriptedEngine
+) -> None:
+    dialect = Dialect(paths=DIALECT.paths, dropped={"top_p": (1,)}, lists=frozenset({"stop"}))
+    async with running_door(door_config(tmp_path), {"fake": dialect}.get) as running:
+        await routes.applied(routes.push(route(target(engine))))
+        for given in ({"top_p": 1.0, "stop": 'a"b'}, {"top_p": 0.5, "stop": ["c"]}, {"stop": None}):
+            assert (await chat(running, **given)).status == 200
+    bodies = [one.json for one in engine.exchanges]
+    assert [one.get("top_p") for one in bodies] == [None, 0.5, None]
+    assert [one["stop"] for one in bodies] == [['a"b'], ["c"], None]
+
+
+async def test_a_schema_is_put_where_the_engine_looks_for_it(
+    tmp_path: Path, routes: RoutesServer, engine: ScriptedEngine
+) -> None:
+    dialect = Dialect(paths=DIALECT.paths, schema_member="value")
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    async with running_door(door_config(tmp_path), {"fake": dialect}.get) as running:
+        await routes.applied(routes.push(route(target(engine))))
+        await chat(running, response_format=form)
+        await chat(running, response_format={"type": "text"})
+    assert engine.exchanges[0].json["response_format"] == {"type": "json_schema", "value": form["json_schema"]}
+    assert engine.exchanges[1].json["response_format"] == {"type": "text"}
+
+
 async def test_a_stream_that_swallowed_its_error_ends_with_one(odd: RunningDoor, engine: ScriptedEngine) -> None:
     """Ollama's imitation of OpenAI turns an error into an empty chunk, and ends without a reason or [DONE]."""
 

@@ -21,7 +21,9 @@ async def door(tmp_path: Path, engine: Engine) -> AsyncIterator[RunningDoor]:
     routes = RoutesServer()
     async with (
         serving_routes(tmp_path / "control.sock", routes),
-        running_door(door_config(tmp_path), {"fake": adapter("ollama").dialect}.get) as running,
+        running_door(
+            door_config(tmp_path, first_byte_timeout_s=60.0), {"fake": adapter("ollama").dialect}.get
+        ) as running,
     ):
         await routes.applied(routes.push(route(target(engine.port), name="little", served="tiny")))
         yield running
