@@ -238,9 +238,18 @@ class Health:
     stop_grace_s: float = 10.0
 
 
+class Api(StrEnum):
+    """Whose HTTP API the front door speaks to an engine."""
+
+    OPENAI = "openai"
+    OLLAMA = "ollama"  # requests and answers are translated; see gateway/ollama
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How the engine's HTTP differs from OpenAI's, as data that the front door's code reads.
+
+    `api` is the API that `paths` belong to.
 
     `overflow_types` are error `type` values that mean the prompt does not fit: they become
     `context_length_exceeded`; so do errors whose message holds one of `overflow_phrases`, for engines that say it under
@@ -249,19 +258,29 @@ class Dialect:
     `renames` maps a top-level request field to the engine's name for it (kept as it is when that one is given too).
     `refused` are fields that the engine would ignore or break on in silence: a request that sets one to anything but
     null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
-    none. `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter
-    must have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served
-    name in its answers (Ollama's `:latest`).
+    none. `dropped` are fields left out when they have one of these values: OpenAI's own defaults that the engine
+    refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped. `schema_member` is
+    where the engine looks for the schema in `response_format`.
+
+    `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter must
+    have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served name in
+    its answers (Ollama's `:latest`). `fixed_model` is what every request must call the model, whatever the engine
+    calls it in its answers ("" : the served name).
     """
 
     paths: Mapping[Endpoint, str]
+    api: Api = Api.OPENAI
     overflow_types: frozenset[str] = frozenset()
     overflow_phrases: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
     defaults: Mapping[str, JsonValue] = field(default_factory=dict)
+    dropped: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
+    schema_member: str = "json_schema"
     is_overflow_silent: bool = False
     name_tag: str = ""
+    fixed_model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

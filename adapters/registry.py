@@ -7,6 +7,8 @@ engine is one folder beside this file and one line in `adapters`.
 from adapters.contract import Adapter
 from adapters.fake.adapter import Fake
 from adapters.llamacpp.adapter import LlamaCpp
+from adapters.ollama.adapter import Ollama
+from adapters.tgi.adapter import Tgi
 from adapters.transformers.adapter import Transformers
 from adapters.vllm.adapter import Vllm
 from core.errors import Failure
@@ -15,7 +17,7 @@ from core.names import did_you_mean
 
 def adapters() -> tuple[Adapter, ...]:
     """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
-    return (LlamaCpp(), Vllm(), Transformers(), Fake())
+    return (LlamaCpp(), Vllm(), Transformers(), Ollama(), Tgi(), Fake())
 
 
 def adapter(name: str) -> Adapter:

@@ -8,6 +8,7 @@ must not try again once a byte has gone to the client, and must not pass an engi
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from adapters.contract import Dialect, Endpoint
@@ -15,6 +16,7 @@ from core.clock import Clock
 from core.errors import Failure
 from core.ids import ReplicaId
 from core.names import did_you_mean
+from gateway import words
 from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
 from gateway.table import Route, Table, Target
@@ -116,19 +118,21 @@ class Relay:
         raise failure
 
     async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
-        request = engine_request(call, route, target, self._dialect_of(route.engine))
+        dialect = self._dialect_of(route.engine)
+        said = words.words(call.endpoint, call.body, call.asked.model, route, dialect)
+        request = engine_request(call, target, dialect, said.body)
         reply, first = await self._first_bytes(target, request, route.public_name)
         try:
             if reply.status != 200:
                 body = await self._error_body(reply, first)
                 raise _retried(self.failure_of(route, reply.status, body))
             headers = [(b"x-slice-replica", target.replica_id.encode())]
-            name = stream.ModelName(route.served_name, route.public_name)
-            if reply.header(b"content-type").startswith(b"text/event-stream"):
-                passage = _Passage(self, call, route, reply, send, stream.EventStream(name), headers)
+            name = stream.ModelName(route.served_name, route.public_name, dialect.name_tag if dialect else "")
+            if reply.header(b"content-type").startswith(said.stream_type):
+                passage = _Passage(self, call, route, reply, send, said.events(name), headers)
                 await passage.run(first)
             else:
-                await self._whole(call, route, reply, first, send, name, headers)
+                await self._whole(call, route, reply, first, send, partial(said.whole, name), headers)
         finally:
             reply.close()
 
@@ -172,7 +176,7 @@ class Relay:
         reply: Reply,
         first: bytes,
         send: Send,
-        name: stream.ModelName,
+        restored: Callable[[bytes], bytes],
         headers: list[tuple[bytes, bytes]],
     ) -> None:
         pieces, size, piece = [first], len(first), first
@@ -184,11 +188,11 @@ class Relay:
                 size += len(piece)
                 if size > MAX_WHOLE_BYTES:
                     raise EngineDied("an endless answer")
+            body = restored(b"".join(pieces))
         except TimeoutError:
             raise _timed_out(route.public_name, self._timeouts.idle_s) from None
         except EngineDied as error:
             raise _TryAnother(_died(route.public_name)) from error
-        body = name.restore(b"".join(pieces))
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
         headers.append(self.processing_header(call))
@@ -221,7 +225,7 @@ class _Passage:
         route: Route,
         reply: Reply,
         send: Send,
-        events: stream.EventStream,
+        events: stream.Events,
         headers: list[tuple[bytes, bytes]],
     ) -> None:
         self._relay = relay
@@ -233,6 +237,7 @@ class _Passage:
         self._headers = headers
         self._is_started = False
         self._is_reading = False
+        self._is_empty = False
 
     async def run(self, first: bytes) -> None:
         """Pass the stream on until it ends, and end it with `[DONE]` or with an error event.
@@ -245,7 +250,7 @@ class _Passage:
         try:
             await self._pass_all(first)
         except EngineDied:
-            if self._events.ending() is not stream.Ending.DONE:
+            if self._is_empty or self._events.ending() is not stream.Ending.DONE:
                 failure = _died(self._route.public_name)
         except TimeoutError:
             if not self._is_reading:
@@ -275,6 +280,9 @@ class _Passage:
 
     async def _pass(self, data: bytes, *, is_last: bool = False) -> None:
         if not self._is_started and (data or is_last):
+            if stream.is_only_done(data):
+                self._is_empty = True
+                raise EngineDied("an end without a beginning")
             self._is_started = True
             headers = [*EVENT_STREAM_HEADERS, *self._headers, self._relay.processing_header(self._call)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -331,11 +339,10 @@ def not_ready(route: Route) -> Failure:
     )
 
 
-def engine_request(call: Call, route: Route, target: Target, dialect: Dialect | None) -> Request:
-    """Return what goes to the engine: the client's bytes, our path and key, and the engine's name for the model."""
+def engine_request(call: Call, target: Target, dialect: Dialect | None, body: bytes) -> Request:
+    """Return what goes to the engine: `body`, our path and key, and those of the client's headers that it may see."""
     default = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
     path = dialect.paths.get(call.endpoint) if dialect else None
-    is_renamed = route.served_name != call.asked.model
     accept = b"text/event-stream" if call.asked.is_stream else b"application/json"
     headers = [(b"content-type", b"application/json"), (b"accept", accept), *call.headers]
     if target.engine_key:
@@ -344,7 +351,7 @@ def engine_request(call: Call, route: Route, target: Target, dialect: Dialect | 
         method="POST",
         path=path or default.get(call.endpoint, "/v1/embeddings"),
         headers=headers,
-        body=requests.with_model(call.body, route.served_name) if is_renamed else call.body,
+        body=body,
     )
 
 

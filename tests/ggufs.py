@@ -39,8 +39,12 @@ def write_random_llama(
     vocabulary: int = VOCABULARY,
     context: int = 256,
     feed_forward: int | None = None,
+    template: str | None = None,
+    is_embedder: bool = False,
 ) -> Path:
     """Write the model and return `path`; `vocabulary` above 258 adds tokens that no text is made of.
+
+    `is_embedder` names a pooling (mean), by which programs know models that are made for embeddings.
 
     The end token's output row points nowhere, so that generation practically never stops by itself.
 
@@ -63,7 +67,9 @@ def write_random_llama(
     writer.add_rope_dimension_count(embedding // heads)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(vocabulary)
-    _add_tokenizer(writer, vocabulary)
+    if is_embedder:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+    _add_tokenizer(writer, vocabulary, template or CHAT_TEMPLATE)
     _add_tensors(writer, np.random.default_rng(seed), layers, embedding, heads, kv_heads, vocabulary, wide)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -72,7 +78,7 @@ def write_random_llama(
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int, template: str) -> None:
     spare = [f"<|spare_{number}|>" for number in range(vocabulary - VOCABULARY)]
     tokens = [*byte_alphabet(), BEGIN_TOKEN, END_TOKEN, *spare]
     kinds = [gguf.TokenType.NORMAL] * BYTE_TOKENS + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.UNUSED] * len(spare)
@@ -86,7 +92,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
     writer.add_eos_token_id(BYTE_TOKENS + 1)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(template)
 
 
 def _add_tensors(

@@ -28,6 +28,7 @@ TABLE: Mapping[str, tuple[int, str, str | None]] = {
     "registry.model_not_found": (404, "invalid_request_error", "model_not_found"),
     "door.endpoint_unsupported": (400, "invalid_request_error", "endpoint_unsupported"),
     "door.context_length_exceeded": (400, "invalid_request_error", "context_length_exceeded"),
+    "door.parameter_unsupported": (400, "invalid_request_error", "unsupported_parameter"),
     "door.engine_refused": (400, "invalid_request_error", "invalid_request"),
     "door.model_not_ready": (503, "server_error", "model_not_ready"),
     "door.no_routes": (503, "server_error", "no_routes"),
@@ -57,6 +58,14 @@ class EngineError(msgspec.Struct):
     message: object = None
     type: object = None
     param: object = None
+    code: object = None
+    http_status_code: object = None  # TGI, inside a stream
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that an error inside a stream would have had."""
+        found = self.code if self.http_status_code is None else self.http_status_code
+        return found if isinstance(found, int) and 400 <= found <= 599 else None
 
 
 class _Nested(msgspec.Struct):
@@ -100,7 +109,18 @@ def error_headers(failure: Failure) -> list[tuple[bytes, bytes]]:
 
 
 def engine_error(body: bytes) -> EngineError:
-    """Return what an engine's error reply says; empty when it is in no shape we know."""
+    """Return what an engine's error reply says; empty when it is in no shape we know.
+
+    A text that is itself such an object is looked into once: Ollama passes on what its llama.cpp answered.
+    """
+    error = _engine_error(body)
+    if isinstance(error.message, str) and error.message.startswith("{"):
+        inner = _engine_error(error.message.encode())
+        return inner if inner.message is not None else error
+    return error
+
+
+def _engine_error(body: bytes) -> EngineError:
     try:
         return msgspec.json.decode(body, type=_Nested).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -139,6 +159,7 @@ def engine_failure(
     4. anything else, 401, 403 and 404 included (our own key and path, not the client's): the engine failed
     """
     error = engine_error(body)
+    status = (error.status or status) if status == 200 else status
     said = error.message if isinstance(error.message, str) else ""
     if error.type in overflow_types or any(phrase in said for phrase in overflow_phrases):  # 1
         return Failure(

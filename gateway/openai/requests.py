@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from adapters.contract import Endpoint
+from adapters.contract import Dialect, Endpoint, JsonValue
 from core.errors import Failure
 
 MAX_DEPTH = 64
@@ -34,6 +34,8 @@ _FIELD = re.compile(r" - at `\$\.([\w-]+)")
 
 
 _ABSENT = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
+_FORM, _SCHEMA = "response_format", "json_schema"
 
 
 class _Body(msgspec.Struct):
@@ -74,7 +76,7 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
         body.decode()
         parsed = _decode(body)
     except msgspec.ValidationError as error:
-        raise _wrong_field(str(error)) from None
+        raise wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(body, error) from None
     except RecursionError:
@@ -100,6 +102,59 @@ def with_model(body: bytes, name: str) -> bytes:
     members = dict(_decode_members(body))
     members["model"] = msgspec.Raw(_encode(name))
     return _encode(members)
+
+
+def shapes_fields(dialect: Dialect) -> bool:
+    """Return whether `with_fields` would ever change a request for an engine of this dialect."""
+    has_schema_elsewhere = dialect.schema_member != _SCHEMA
+    return bool(dialect.renames or dialect.dropped or dialect.lists or dialect.defaults or has_schema_elsewhere)
+
+
+def with_fields(body: bytes, dialect: Dialect) -> bytes:
+    """Return `body` with top-level fields renamed, left out, wrapped and added; every other member keeps its bytes.
+
+    A field stays as it is when the engine's own name for it is given too; null counts as absent for `defaults`.
+    """
+    members = dict(_decode_members(body))
+    for ours, theirs in dialect.renames.items():
+        if ours in members and members.get(theirs, _NULL) == _NULL:
+            members[theirs] = members.pop(ours)
+    for name, values in dialect.dropped.items():
+        if name in members and msgspec.json.decode(members[name]) in values:
+            del members[name]
+    for name in dialect.lists:
+        if bytes(members.get(name, _NULL))[:1] == b'"':
+            members[name] = msgspec.Raw(b"[" + bytes(members[name]) + b"]")
+    if dialect.schema_member != _SCHEMA and bytes(members.get(_FORM, _NULL))[:1] == b"{":
+        form = dict(_decode_members(members[_FORM]))
+        if _SCHEMA in form:
+            form[dialect.schema_member] = form.pop(_SCHEMA)
+            members[_FORM] = msgspec.Raw(_encode(form))
+    for name, value in dialect.defaults.items():
+        if members.get(name, _NULL) == _NULL:
+            members[name] = msgspec.Raw(_encode(value))
+    return _encode(members)
+
+
+def check_refused(body: bytes, refused: Mapping[str, tuple[JsonValue, ...]], model: str, engine: str) -> None:
+    """Let a request pass that sets no field of `refused`, or sets it to null or one of its harmless values.
+
+    Raises:
+        Failure: `door.parameter_unsupported` with the field's name.
+    """
+    members = _decode_members(body)
+    for name, harmless in refused.items():
+        value = msgspec.json.decode(members.get(name, _NULL))
+        if value is None or value in harmless:
+            continue
+        allowed = " or ".join(_encode(one).decode() for one in harmless)
+        raise Failure(
+            "door.parameter_unsupported",
+            f"Model '{model}' is served by {engine}, which cannot take '{name}'"
+            + (f" = {_encode(value).decode()[:40]}" if isinstance(value, str | int | float) else ""),
+            hint=f"leave it out, or set it to {allowed}" if allowed else "leave it out",
+            param=name,
+        )
 
 
 def nesting(body: bytes) -> int:
@@ -135,7 +190,8 @@ def _too_deep() -> Failure:
     return Failure("request.invalid_json", f"The body is nested deeper than {MAX_DEPTH} levels")
 
 
-def _wrong_field(text: str) -> Failure:
+def wrong_field(text: str) -> Failure:
+    """Return the failure for a field of a wrong type, from the parser's own words."""
     found = _FIELD.search(text)
     if found is None:
         return Failure("request.invalid_json", "The body must be a JSON object")

@@ -8,6 +8,7 @@ line that is never finished is never sent, so a client reads no half event when 
 
 import re
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -19,7 +20,9 @@ DONE = b"data: [DONE]\n\n"
 # Engines report a failure inside a stream as {"error": ...}, {"object": "error", ...} or, older llama.cpp, `error: {`.
 _ERROR = re.compile(rb'^(?:data: ?(\{ ?"(?:error" ?: ?["{]|object" ?: ?"error").*)|error: ?(\{.*))$', re.MULTILINE)
 _HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-_HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"')
+# TGI says "" in every chunk of a completion but the last.
+_HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"[^"]')
+_ONLY_DONE = re.compile(rb"^[\r\n]*data: ?\[DONE\][\r\n]*\Z")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -31,17 +34,43 @@ class Ending(StrEnum):
     CUT = "cut"  # in the middle of an answer
 
 
+class Events(Protocol):
+    """The relay's view of one stream; `engine_error` is the JSON of an error inside it once one came."""
+
+    engine_error: bytes | None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may go to the client now; after an error of the engine that is nothing any more."""
+
+    def finish(self) -> bytes:
+        """Return what the engine left unfinished when it ended its reply in order."""
+
+    def ending(self) -> Ending:
+        """Return how the stream ended, judged by what was passed on."""
+
+    def separator(self) -> bytes:
+        """Return the newlines that end the last event passed on, so that another may follow."""
+
+
+def is_only_done(data: bytes) -> bool:
+    """Return whether `data`, the first of a stream, is its end already: an answer that is none."""
+    return len(data) < 64 and _ONLY_DONE.match(data) is not None
+
+
 class ModelName:
     """Turns the engine's name for a model back into the public one; does nothing when they are the same.
+
+    The engine's name may carry `tag` in its answers (`smollm2:latest`).
 
     An unescaped `"model":"<name>"` can only be a member of an object: inside a JSON string its quotes are escaped.
     """
 
-    def __init__(self, served: str, public: str) -> None:
+    def __init__(self, served: str, public: str, tag: str = "") -> None:
         self._pattern = None
         self._replacement = b'"model":' + _encode(public)
-        if served != public:
-            self._pattern = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*' + re.escape(_encode(served)))
+        names = [re.escape(_encode(name)) for name in {served, served + tag} if name != public]
+        if names:
+            self._pattern = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*(?:' + b"|".join(names) + b")")
 
     def restore(self, data: bytes) -> bytes:
         """Return `data`, which must not end inside such a member, with the public name."""

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -179,11 +179,13 @@ def door_config(tmp_path: Path, **more: object) -> DoorConfig:
 
 
 @asynccontextmanager
-async def running_door(config: DoorConfig) -> AsyncIterator[RunningDoor]:
+async def running_door(
+    config: DoorConfig, dialect_of: Callable[[str], Dialect | None] = {"fake": DIALECT}.get
+) -> AsyncIterator[RunningDoor]:
     clock, logged = MovableClock(), StringIO()
     door = Door(
         config,
-        dialect_of={"fake": DIALECT}.get,
+        dialect_of=dialect_of,
         clock=clock,
         log=Log("door", clock, logged),
         chance=random.Random(7),

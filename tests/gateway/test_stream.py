@@ -83,6 +83,7 @@ def test_an_error_event_is_caught_and_nothing_after_it_passes(lines: list[bytes]
         (chat_chunk("x") + DONE, Ending.DONE, b""),
         (chat_chunk("x") + b"data:[DONE]", Ending.DONE, b"\n\n"),
         (chat_chunk("data: [DONE]"), Ending.CUT, b""),
+        (chat_chunk("x", finish=""), Ending.CUT, b""),
         (chat_chunk("x" * 9000, finish="length"), Ending.FINISHED, b""),
     ],
 )

@@ -32,9 +32,17 @@ SMOLLM2 = ModelFacts(
     parameters=134515008,
     tensor_bytes=96576768,
 )
-LINUX = HostFacts(system="linux", machine="x86_64", cpu_count=2, memory_bytes=2**34, devices=())
+LINUX = HostFacts(
+    system="linux",
+    machine="x86_64",
+    cpu_count=2,
+    memory_bytes=2**34,
+    devices=(),
+    executables={name: f"/usr/bin/{name}" for name in ("ollama", "text-generation-launcher")},
+)
 
 by_name = pytest.mark.parametrize("one", adapters(), ids=lambda one: one.name)
+by_own_program = pytest.mark.parametrize("one", [adapter("llamacpp"), adapter("fake")], ids=lambda one: one.name)
 
 
 def request(name: str, settings=None) -> LaunchRequest:
@@ -109,7 +117,7 @@ def test_the_fake_s_footprint_is_what_it_was_told():
 # Launches
 
 
-@by_name
+@by_own_program
 def test_the_key_stands_in_a_file_and_nowhere_else(one):
     launch = one.launch(request(one.name))
     assert launch.argv[0] == "/engines/bin/python"
@@ -119,7 +127,7 @@ def test_the_key_stands_in_a_file_and_nowhere_else(one):
     assert json.loads(text)["api_key"] == "very-secret"
 
 
-@by_name
+@by_own_program
 def test_the_launch_carries_every_setting_filled_in(one):
     (text,) = one.launch(request(one.name)).files.values()
     assert {spec.name for spec in one.setting_specs} <= set(json.loads(text))

@@ -1,0 +1,1 @@
+"""Ollama, started by Slice or adopted where somebody else runs it."""

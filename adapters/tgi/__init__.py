@@ -1,0 +1,1 @@
+"""Text Generation Inference, as far as existing installations need it."""

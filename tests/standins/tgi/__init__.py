@@ -1,0 +1,1 @@
+"""A stand-in for the program `text-generation-launcher`, 3.3: see `__main__`."""
