@@ -35,7 +35,7 @@ class Sight:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """`state` is ready, starting, waiting, failed or stopped; `waiting` is empty when ready."""
+    """`state` is ready, starting, waiting, failed, stopped or disabled; `waiting` is empty when ready."""
 
     state: str
     ready_replicas: int
@@ -45,7 +45,7 @@ class Standing:
 def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRow | None) -> Standing:
     """Return how a deployment stands.
 
-    1. It is being deleted, or wants no replica: stopped.
+    1. It is being deleted, or wants no replica: stopped; an operator has disabled it: disabled.
     2. Enough replicas are ready on nodes that are heard of: ready.
     3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing, unless
        both are about silent nodes: the refusal's numbers are older.
@@ -57,6 +57,10 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
         left = len(sights)
         sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
         return Standing(state="stopped", ready_replicas=ready, waiting=sentence)
+    if not deployment.is_enabled:
+        left = len(sights)
+        tail = f"; {left} replica{'s' if left != 1 else ''} still to stop" if left else ""
+        return Standing(state="disabled", ready_replicas=ready, waiting=f"it is disabled{tail}")
     if deployment.replicas == 0:
         return Standing(state="stopped", ready_replicas=ready, waiting="it is scaled to 0 replicas")
     if ready >= deployment.replicas:
