@@ -9,7 +9,7 @@ from typing import Any
 
 from controller.api.seeing import Seen
 from controller.deployments.model import Deployment, Replica
-from controller.deployments.waiting import standing
+from controller.deployments.waiting import is_serving, standing
 from controller.exchange import FileReport, ReplicaReport
 from controller.fleet.model import NodeRow
 from controller.identity.model import ApiKey
@@ -211,7 +211,8 @@ def alias(row: Alias) -> Json:
 def deployment(row: Deployment, seen: Seen) -> Json:
     """Return one deployment with how it stands now."""
     refusal = next((one for one in seen.picture.refusals if one.deployment_id == row.deployment_id), None)
-    standing_now = standing(row, seen.sights(row.deployment_id), refusal)
+    sights = seen.sights(row.deployment_id)
+    standing_now = standing(row, sights, refusal)
     shown = None
     if refusal is not None:
         shown = {
@@ -229,6 +230,9 @@ def deployment(row: Deployment, seen: Seen) -> Json:
         "settings": dict(row.settings),
         "replicas": row.replicas,
         "ready_replicas": standing_now.ready_replicas,
+        "current_replicas": sum(
+            1 for one in sights if is_serving(one) and one.replica.spec_generation == row.spec_generation
+        ),
         "generation": row.generation,
         "resource_version": row.generation,
         "requires": list(row.requires),

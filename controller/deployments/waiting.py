@@ -52,7 +52,7 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
     4. No replica at all: the refusal's message, or that placement is about to look.
     """
     wanted = [sight for sight in sights if sight.replica.desired == Desired.RUN.value]
-    ready = sum(1 for sight in wanted if sight.replica.state == _S.READY.value and _is_heard(sight))
+    ready = sum(1 for sight in wanted if is_serving(sight))
     if deployment.is_deleting:
         left = len(sights)
         sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
@@ -65,7 +65,7 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
         return Standing(state="stopped", ready_replicas=ready, waiting="it is scaled to 0 replicas")
     if ready >= deployment.replicas:
         return Standing(state="ready", ready_replicas=ready, waiting="")
-    unready = [sight for sight in wanted if not (sight.replica.state == _S.READY.value and _is_heard(sight))]
+    unready = [sight for sight in wanted if not is_serving(sight)]
     if not unready:
         waiting = refusal.message if refusal else "placement is about to look for a node"
         return Standing(state="waiting", ready_replicas=ready, waiting=waiting)
@@ -74,6 +74,12 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
     if refusal is not None and (_is_heard(nearest) or not _is_about_silence(refusal)):
         sentence = f"{sentence}; {refusal.message}"
     return Standing(state=state, ready_replicas=ready, waiting=sentence)
+
+
+def is_serving(sight: Sight) -> bool:
+    """Return whether a replica is wanted, ready, and on a node that is heard of."""
+    replica = sight.replica
+    return replica.desired == Desired.RUN.value and replica.state == _S.READY.value and _is_heard(sight)
 
 
 _ORDER = ("starting", "waiting", "failed")
