@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.human import ABSENT, age, count_text, size
 from cli.tables import Column, Facts, Item, View, table
-from cli.views import DEPLOYMENTS, newest_version
+from cli.views import DEPLOYMENTS, VERSIONS, version_label
 
 _FILES = View(
     name=lambda item: str(item.get("path")),
@@ -68,13 +68,13 @@ def _text(value: object) -> str:
     return ABSENT if value is None or value in ("", [], {}) else str(value)
 
 
-def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_wide: bool) -> Facts:
-    """Return the sheet of a model: its newest version's facts, its files and its deployments."""
-    version = newest_version(model)
+def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, version: Item, is_wide: bool) -> Facts:
+    """Return the sheet of a model: the facts and files of `version`, all its versions and its deployments."""
     return Facts(
         facts=(
             ("name", _text(model.get("name"))),
-            ("version", _text(version.get("number"))),
+            ("version", version_label(version.get("number"))),
+            ("stage", _text(version.get("stage"))),
             ("digest", _text(version.get("digest"))),
             ("source", _text(version.get("source"))),
             ("architecture", _text(version.get("architecture"))),
@@ -88,6 +88,7 @@ def model_facts(model: Item, deployments: Sequence[Item], now: datetime, *, is_w
             ("age", age(model.get("created_at"), now)),
         ),
         parts=(
+            ("versions", table(VERSIONS, model.get("versions") or [], now, is_wide=is_wide)),
             ("files", table(_FILES, version.get("files") or [], now, is_wide=is_wide)),
             ("deployments", table(DEPLOYMENTS, deployments, now, is_wide=is_wide)),
             *((f"settings of {item.get('name')}", _settings(item, now)) for item in deployments),

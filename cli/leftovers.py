@@ -8,13 +8,14 @@ from cli.human import size
 from core.errors import Failure
 
 
-def digests_of(client: AdminClient, model: str) -> frozenset[str]:
-    """Return the content of all versions of a model, empty when the cluster does not know it."""
+def digests_of(client: AdminClient, model: str, number: int | None) -> frozenset[str]:
+    """Return the content of one version of a model, or of all (None), empty when the cluster does not know it."""
     try:
         versions = client.get("models", model).get("versions") or []
     except Failure:
         return frozenset()  # the deletion itself will say what is wrong
-    return frozenset(str(file.get("sha256")) for version in versions for file in version.get("files") or [])
+    meant = [version for version in versions if number in (None, version.get("number"))]
+    return frozenset(str(file.get("sha256")) for version in meant for file in version.get("files") or [])
 
 
 def left_sentence(client: AdminClient, digests: frozenset[str]) -> str:

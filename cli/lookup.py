@@ -7,17 +7,22 @@ from collections.abc import Callable
 
 from cli.client import AdminClient, Json
 from core.errors import Failure
-from core.names import did_you_mean
+from core.names import did_you_mean, split_version
+
+Version = tuple[str, int | None]
+"""A model's name, and the number of one of its versions or None for any."""
 
 
 def serving(client: AdminClient, name: str) -> list[Json]:
     """Return the deployments that `name` means: the one so called, else those of the model or alias so called.
 
+    `m@v2` means those of that version, and so does an alias that stands for it.
+
     Raises:
-        Failure: `deployment.not_found`.
+        Failure: `deployment.not_found`, `request.invalid_name`.
     """
     known = client.items("deployments")
-    found = meant(known, name, lambda: model_of(client, name))
+    found = meant(known, name, lambda: version_of(client, name))
     if not found:
         names = [str(item.get("name")) for item in known]
         raise Failure(
@@ -28,15 +33,28 @@ def serving(client: AdminClient, name: str) -> list[Json]:
     return found
 
 
-def meant(deployments: list[Json], name: str, model: Callable[[], str]) -> list[Json]:
-    """Return the deployments called `name`, else those of the model that it means; `model` is asked only then."""
+def meant(deployments: list[Json], name: str, version: Callable[[], Version]) -> list[Json]:
+    """Return the deployments called `name`, else those of what it stands for; `version` is asked only then."""
     called = [item for item in deployments if item.get("name") == name]
-    return called or [item for item in deployments if item.get("model") == model()]
+    if called:
+        return called
+    model, number = version()
+    return [
+        item for item in deployments if item.get("model") == model and (number is None or item.get("version") == number)
+    ]
 
 
-def model_of(client: AdminClient, name: str) -> str:
-    """Return the model that an alias called `name` stands for, or `name` itself when there is no such alias."""
-    return next((str(item["model"]) for item in client.items("aliases") if item.get("name") == name), name)
+def version_of(client: AdminClient, name: str) -> Version:
+    """Return what an alias called `name` stands for, or what `name` itself says when there is no such alias.
+
+    Raises:
+        Failure: `request.invalid_name` for a version that is none.
+    """
+    split = split_version(name)
+    for item in client.items("aliases"):
+        if item.get("name") == split[0]:
+            return str(item["model"]), item.get("version") if split[1] is None else split[1]
+    return split
 
 
 def replicas_of(client: AdminClient, target: str) -> list[Json]:
@@ -55,8 +73,10 @@ def replicas_of(client: AdminClient, target: str) -> list[Json]:
         )
     found = begun or [item for item in known if item.get("deployment") == target]
     if not found:
-        model = model_of(client, target)
-        found = [item for item in known if item.get("model") == model]
+        model, number = version_of(client, target)
+        found = [
+            item for item in known if item.get("model") == model and (number is None or item.get("version") == number)
+        ]
     if not found:
         names = {str(item.get("deployment")) for item in known}
         raise Failure(

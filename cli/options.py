@@ -1,10 +1,12 @@
 """Options that many commands share, written once so that they look alike everywhere."""
 
+import json
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from core.errors import Failure
 from core.units import seconds_from_text
 
 
@@ -27,6 +29,14 @@ OutputOption = Annotated[
 DurationOption = Annotated[
     str | None,
     typer.Option("--timeout", metavar="DURATION", help="Longest wait, e.g. 10m; without it, as long as there is hope."),
+]
+
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the engine; repeatable.")
+]
+RequireOption = Annotated[
+    list[str] | None,
+    typer.Option("--require", metavar="CAPABILITY", help="What its engine must be able to do; repeatable."),
 ]
 
 
@@ -56,3 +66,31 @@ def wanted_output(arguments: list[str]) -> Output:
         if value in set(Output):
             found = Output(value)
     return found
+
+
+def parsed_settings(pairs: list[str]) -> dict[str, Any]:
+    """Return `KEY=VALUE` pairs as settings: numbers, true, false and null are taken as such, all else as text.
+
+    Raises:
+        Failure: `request.usage` for a pair without `=`.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, mark, text = pair.partition("=")
+        if not mark or not key:
+            raise Failure(
+                "request.usage", f"{pair!r} is no setting", hint="write --set KEY=VALUE, e.g. --set context=4096"
+            )
+        found[key.strip()] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")  # NaN and Infinity: Python's own extension

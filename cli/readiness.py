@@ -40,9 +40,18 @@ class NotServing:
 
 
 def awaited(
-    client: AdminClient, terminal: Terminal, clock: Clock, *, name: str, asked: str, timeout_s: float | None
+    client: AdminClient,
+    terminal: Terminal,
+    clock: Clock,
+    *,
+    name: str,
+    asked: str,
+    timeout_s: float | None,
+    is_change: bool = False,
 ) -> Serving | NotServing:
     """Wait for deployment `name`, `asked` for under a name that may be its alias; `timeout_s` None waits on.
+
+    After a change (`is_change`) replicas of before do not count, and all must serve.
 
     Raises:
         Failure: the deployment vanished, or the controller stayed away.
@@ -54,7 +63,7 @@ def awaited(
             ended = _ending(client, deployment)
             if ended is not None:
                 return ended
-            if (deployment.get("ready_replicas") or 0) > 0:
+            if _serves(deployment, is_change=is_change):
                 return _routed(client, line, clock, deployment, asked)
             line.say(sentence(deployment))
             if deadline is not None and clock.monotonic() > deadline:
@@ -62,6 +71,12 @@ def awaited(
     finally:
         line.close()
     raise AssertionError("looks() never ends by itself")
+
+
+def _serves(deployment: Json, *, is_change: bool) -> bool:
+    if is_change:
+        return (deployment.get("current_replicas") or 0) >= (deployment.get("replicas") or 0)
+    return (deployment.get("ready_replicas") or 0) > 0
 
 
 def told(ended: NotServing, terminal: Terminal, output: Output) -> int:
@@ -78,14 +93,19 @@ def sentence(deployment: Json) -> str:
     name = deployment.get("name")
     refusal = deployment.get("refusal") or {}
     reason = deployment.get("waiting") or refusal.get("message")
+    if not reason and (deployment.get("current_replicas") or 0) < (deployment.get("replicas") or 0):
+        return f"{name}: {deployment.get('current_replicas') or 0} of {deployment.get('replicas')} replicas are new"
     return f"{name}: {reason}" if reason else f"{name} is {deployment.get('state')}"
 
 
 def _ending(client: AdminClient, deployment: Json) -> NotServing | None:
-    """Return why a deployment will never serve: 1 going away, 2 stopped, 3 failed, 4 refused for good; else None."""
+    """Return why a deployment will not serve: 1 going away, 2 disabled or stopped, 3 failed, 4 refused; else None."""
     name = str(deployment.get("name"))
     if deployment.get("is_deleting"):  # 1
         failure = Failure("deployment.not_found", f"deployment {name} is being deleted", hint=f"`slice deploy {name}`")
+        return NotServing(failure=failure, exit_code=exits.CONFLICT)
+    if deployment.get("is_enabled") is False:  # 2
+        failure = Failure("deployment.disabled", f"{name} is disabled", hint=f"`slice enable {name}` lets it serve")
         return NotServing(failure=failure, exit_code=exits.CONFLICT)
     if deployment.get("state") == "stopped" or deployment.get("replicas") == 0:  # 2
         failure = Failure("door.model_not_ready", f"{name} was stopped", hint=f"`slice scale {name} 1` starts it")

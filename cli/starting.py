@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from cli import pulling, readiness
 from cli.client import AdminClient, Json
 from cli.invocation import Invocation
-from cli.lookup import meant, model_of
+from cli.lookup import meant, version_of
 from cli.readiness import NotServing, Serving
 from core.errors import Failure, Kind
+from core.names import version_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,17 @@ def made_to_serve(client: AdminClient, invocation: Invocation, wish: Wish) -> Se
     """Return the deployment that serves `wish`, brought up if need be: 1 it exists, 2 it sleeps, 3 it must be made.
 
     Raises:
-        Failure: the pull or the deployment was refused.
+        Failure: the pull or the deployment was refused, or `deployment.disabled`.
     """
-    model = model_of(client, wish.name)
+    model, number = version_of(client, wish.name)
     known = [item for item in client.items("deployments") if not item.get("is_deleting")]
-    found = meant(known, wish.name, lambda: model)
+    found = meant(known, wish.name, lambda: (model, number))
+    enabled = [item for item in found if item.get("is_enabled", True)]
+    if found and not enabled:
+        name = str(found[0]["name"])
+        raise Failure("deployment.disabled", f"{name} is disabled", hint=f"`slice enable {name}` lets it serve again")
     if found:
+        found = enabled
         chosen = max(found, key=lambda item: (item.get("ready_replicas") or 0, item.get("replicas") or 0))
         name = str(chosen["name"])
         if wish.engine not in {None, chosen.get("engine")}:
@@ -41,7 +47,8 @@ def made_to_serve(client: AdminClient, invocation: Invocation, wish: Wish) -> Se
             invocation.terminal.note(f"starting {name}")
             client.patch("deployments", name, body={"replicas": 1})
     else:  # 3
-        name = _deployed(client, invocation, wish, model)
+        is_taken = number is not None and any(item.get("name") == model for item in known)
+        name = _deployed(client, invocation, wish, model, number, f"{model}-v{number}" if is_taken else None)
     try:
         return readiness.awaited(
             client, invocation.terminal, invocation.clock, name=name, asked=wish.name, timeout_s=wish.timeout_s
@@ -51,12 +58,14 @@ def made_to_serve(client: AdminClient, invocation: Invocation, wish: Wish) -> Se
         raise
 
 
-def _deployed(client: AdminClient, invocation: Invocation, wish: Wish, model: str) -> str:
+def _deployed(
+    client: AdminClient, invocation: Invocation, wish: Wish, model: str, number: int | None, name: str | None
+) -> str:
     if not _is_known(client, model):
         pulling.pulled(client, invocation.terminal, invocation.clock, name=model, source=wish.source)
     body: dict[str, object] = {
-        "name": None,
-        "model": model,
+        "name": name,
+        "model": version_text(model, number),
         "engine": wish.engine,
         "engine_version": None,
         "replicas": 1,
@@ -67,7 +76,7 @@ def _deployed(client: AdminClient, invocation: Invocation, wish: Wish, model: st
     except Failure as failure:
         if failure.code != "deployment.name_taken":
             raise
-        return model  # somebody else was quicker with the same wish
+        return name or model  # somebody else was quicker with the same wish
     return str(made.get("name") or model)
 
 

@@ -50,7 +50,16 @@ def newest_version(model: Item) -> Item:
     return max(model.get("versions") or [{}], key=lambda version: version.get("number", 0))
 
 
-def _short_digest(version: Item) -> str:
+def version_label(number: object) -> str:
+    """Return the number of a version as people write it: `v2`."""
+    return f"v{number}" if isinstance(number, int) else ABSENT
+
+
+def _version(item: Item, _: datetime) -> str:
+    return version_label(item.get("version"))
+
+
+def short_digest(version: Item) -> str:
     """Return 12 characters of a SHA-256, or what stands before the colon where there is no file: `builtin`."""
     kind, _, digest = str(version.get("digest") or "").partition(":")
     return (digest[:12] if kind == "sha256" else kind) or ABSENT
@@ -149,12 +158,14 @@ MODELS = View(
     empty="no models yet; `slice pull NAME` brings one (`slice catalog` lists what can be pulled by name)",
     columns=(
         Column(title="NAME", cell=_text("name")),
-        Column(title="ID", cell=lambda item, _: _short_digest(newest_version(item))),
+        Column(title="ID", cell=lambda item, _: short_digest(newest_version(item))),
         Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
         Column(title="FORMAT", cell=_of_newest("format")),
         Column(title="QUANT", cell=_of_newest("quantization")),
         Column(title="DEPLOYED AS", cell=_text("deployments")),
         Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="VERSION", cell=lambda item, _: version_label(newest_version(item).get("number")), is_wide=True),
+        Column(title="STAGE", cell=_of_newest("stage"), is_wide=True),
         Column(title="ALIASES", cell=_text("aliases"), is_wide=True),
         Column(title="NODES", cell=_places, is_wide=True),
         Column(title="CONTEXT", cell=_of_newest("context_length"), is_wide=True, is_number=True),
@@ -220,6 +231,7 @@ DEPLOYMENTS = View(
     columns=(
         Column(title="NAME", cell=_text("name")),
         Column(title="MODEL", cell=_text("model")),
+        Column(title="VERSION", cell=_version),
         Column(title="ENGINE", cell=_text("engine")),
         Column(title="READY", cell=_ready_of, is_number=True),
         Column(title="STATE", cell=_text("state"), is_state=True),
@@ -227,6 +239,7 @@ DEPLOYMENTS = View(
         Column(title="AGE", cell=_age("created_at"), is_number=True),
         Column(title="ENGINE VERSION", cell=_text("engine_version"), is_wide=True),
         Column(title="GENERATION", cell=_text("generation"), is_wide=True, is_number=True),
+        Column(title="REQUIRES", cell=_text("requires"), is_wide=True),
         Column(title="WHY", cell=deployment_reason, is_below=True, is_optional=True),
     ),
 )
@@ -243,6 +256,7 @@ REPLICAS = View(
         Column(title="MEM", cell=_memory, is_number=True),
         Column(title="DEVICES", cell=_device_ids),
         Column(title="UPTIME", cell=_uptime, is_number=True),
+        Column(title="VERSION", cell=_version, is_wide=True),
         Column(title="PID", cell=_text("pid"), is_wide=True, is_number=True),
         Column(title="ADDRESS", cell=_text("address"), is_wide=True),
         Column(title="RESTARTS", cell=_text("restarts"), is_wide=True, is_number=True),
@@ -285,7 +299,37 @@ KEYS = View(
 ALIASES = View(
     name=_field("name"),
     empty="no aliases; `slice alias set NAME MODEL` makes one",
-    columns=(Column(title="NAME", cell=_text("name")), Column(title="MODEL", cell=_text("model"))),
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="MODEL", cell=_text("model")),
+        Column(title="VERSION", cell=lambda item, _: version_label(item.get("version")), is_optional=True),
+    ),
+)
+
+VERSIONS = View(
+    name=lambda item: version_label(item.get("number")),
+    empty="no versions",
+    columns=(
+        Column(title="VERSION", cell=lambda item, _: version_label(item.get("number"))),
+        Column(title="STAGE", cell=_text("stage"), is_state=True),
+        Column(title="ID", cell=lambda item, _: short_digest(item)),
+        Column(title="FORMAT", cell=_text("format")),
+        Column(title="QUANT", cell=_text("quantization")),
+        Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="SOURCE", cell=_text("source"), is_wide=True, is_prose=True),
+    ),
+)
+
+STAGES = View(
+    name=_field("to"),
+    empty="it has not moved; every version begins as a candidate",
+    columns=(
+        Column(title="AT", cell=lambda item, _: local_time(item.get("at"))),
+        Column(title="FROM", cell=_text("from")),
+        Column(title="TO", cell=_text("to")),
+        Column(title="REASON", cell=_text("reason"), is_prose=True, is_optional=True),
+    ),
 )
 
 EVENTS = View(

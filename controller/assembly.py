@@ -20,8 +20,10 @@ from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
 from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.loop import LoopConfig, ReconcileLoop
+from controller.registry.aliases import Aliases
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
+from controller.registry.stages import Stages
 from controller.registry.stores import Stores
 from controller.routes.service import Routes
 from controller.wakeups import LoopWakeups
@@ -71,13 +73,15 @@ def build(
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
-    deployments = Deployments(database=database, versions=registry, events=ledger, wakeups=wakeups, ids=entropy)
     fleet = Fleet(
         database=database,
         wakeups=wakeups,
         clock=clock,
         heartbeat_s=facts.heartbeat_s,
         leader_epoch=leadership.epoch,
+    )
+    deployments = Deployments(
+        database=database, versions=registry, installations=fleet, events=ledger, wakeups=wakeups, ids=entropy
     )
     routes = Routes(clock=clock, wakeups=wakeups, leader_epoch=leadership.epoch)
     lost_s = fleet.timers.lost_s
@@ -101,6 +105,8 @@ def build(
     return Parts(
         database=database,
         registry=registry,
+        aliases=Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups),
+        stages=Stages(database=database, registry=registry, events=ledger, wakeups=wakeups),
         pulls=pulls,
         stores=stores,
         deployments=deployments,

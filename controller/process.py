@@ -103,7 +103,14 @@ class Controller:
         self._is_ending = False
         self.stage = Stage()
         app = api.fast_api(self.stage, MetricsPage(assembly.readings(self.stage)), version=config.version)
-        gate = api.guarded(app, operator_token=config.operator_token, host=config.host, log=log)
+        gate = api.guarded(
+            app,
+            self.stage,
+            operator_token=config.operator_token,
+            host=config.host,
+            pepper=config.key_pepper,
+            log=log,
+        )
         self.http = HttpServer(gate, host=config.host, port=config.port)
         self._control = ControlSocket(config.control_socket, node_token=config.node_token, door_token=config.door_token)
 

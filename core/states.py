@@ -71,6 +71,27 @@ class Stage(StrEnum):
     RETIRED = "retired"
 
 
+STAGE_MOVES: Mapping[Stage, frozenset[Stage]] = {
+    Stage.CANDIDATE: frozenset({Stage.STAGING, Stage.RETIRED}),
+    Stage.STAGING: frozenset({Stage.CANDIDATE, Stage.PRODUCTION, Stage.RETIRED}),
+    Stage.PRODUCTION: frozenset({Stage.STAGING, Stage.RETIRED}),
+    Stage.RETIRED: frozenset({Stage.CANDIDATE}),
+}
+"""Where a version may go from each stage: into production only from staging, out of retirement only to the start."""
+
+
+def stage_path(start: Stage, end: Stage) -> tuple[Stage, ...]:
+    """Return the shortest way from `start` to `end` by `STAGE_MOVES`, without `start`; empty when they are the same."""
+    ways: dict[Stage, tuple[Stage, ...]] = {start: ()}
+    queue = [start]
+    while end not in ways:
+        here = queue.pop(0)
+        for there in sorted(STAGE_MOVES[here] - ways.keys()):
+            ways[there] = (*ways[here], there)
+            queue.append(there)
+    return ways[end]
+
+
 class DisabledAnswer(StrEnum):
     """What the front door answers for a deployment that is disabled."""
 

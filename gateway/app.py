@@ -131,12 +131,12 @@ class DoorApp:
 
     async def _list_models(self, scope: Scope, _: Receive, send: Send, __: float) -> None:
         table = self._checked_table(scope)
-        await _respond(send, 200, models.models_body(table.routes.values()))
+        await _respond(send, 200, models.models_body(table.visible().values()))
 
     async def _show_model(self, scope: Scope, _: Receive, send: Send, __: float) -> None:
         table = self._checked_table(scope)
         name = scope["path"][len(_MODEL_PREFIX) :]
-        route = table.routes.get(name)
+        route = table.visible().get(name)
         if route is None:
             raise unknown_model(table, name)
         await _respond(send, 200, models.model_body(route))

@@ -32,6 +32,8 @@ MAX_WHOLE_BYTES = 64 * 1024**2
 MAX_ERROR_BYTES = 64 * 1024
 WRITE_STALL_S = 30.0
 """Longest time a client may leave a stream unread before its engine is freed."""
+DISABLED_RETRY_S = 60.0
+"""When to ask again for a disabled model: an operator, not time, enables it."""
 EVENT_STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -303,14 +305,16 @@ class _Passage:
 
 
 def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
-    """Return the route of `model`, which serves `endpoint` and has a target.
+    """Return the route of `model`, which is enabled and serves `endpoint`.
 
     Raises:
-        Failure: `registry.model_not_found`, `door.endpoint_unsupported` or `door.model_not_ready`.
+        Failure: `registry.model_not_found`, `door.model_disabled` or `door.endpoint_unsupported`.
     """
     route = table.routes.get(model)
-    if route is None:
+    if route is None or route.is_hidden:
         raise unknown_model(table, model)
+    if route.disabled:
+        raise disabled(route)
     if endpoint.value not in route.endpoints:
         raise Failure(
             "door.endpoint_unsupported",
@@ -325,9 +329,20 @@ def unknown_model(table: Table, model: str) -> Failure:
     """Return the failure for a name that no route has."""
     return Failure(
         "registry.model_not_found",
-        f"The model '{model[:80]}' does not exist.{did_you_mean(model[:80], table.routes)}",
+        f"The model '{model[:80]}' does not exist.{did_you_mean(model[:80], table.visible())}",
         hint="GET /v1/models lists the models",
         param="model",
+    )
+
+
+def disabled(route: Route) -> Failure:
+    """Return the failure for a route that an operator has disabled: no request starts it, so repeating is in vain."""
+    return Failure(
+        "door.model_disabled",
+        f"Model '{route.public_name}' is disabled",
+        hint="an operator of the cluster can enable it",
+        param="model",
+        retry_after_s=DISABLED_RETRY_S,
     )
 
 

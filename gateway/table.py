@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from core.errors import Failure
 from core.ids import KeyId, ReplicaId
 from core.infra.cluster import write_private
+from core.states import DisabledAnswer
 from protos.slice.routes.v1 import routes_pb2
 
 FILE_FORMAT = 1
@@ -34,7 +35,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One public name; without targets nothing serves it now and `waiting` says why in one sentence."""
+    """One public name; without targets nothing serves it now and `waiting` says why in one sentence.
+
+    `disabled` is "" while an operator lets it serve, else a `core.states.DisabledAnswer`.
+    """
 
     public_name: str
     deployment: str
@@ -44,6 +48,12 @@ class Route:
     targets: tuple[Target, ...]
     waiting: str
     created_unix_s: int
+    disabled: str = ""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether clients are to be told that there is no such model."""
+        return self.disabled == DisabledAnswer.NOT_FOUND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,10 @@ class Table:
     version: int
     routes: Mapping[str, Route]
     keys: Mapping[KeyId, KeyEntry]
+
+    def visible(self) -> Mapping[str, Route]:
+        """Return the routes that clients may know of."""
+        return {name: route for name, route in self.routes.items() if not route.is_hidden}
 
     def replica_ids(self) -> frozenset[ReplicaId]:
         """Return every replica that some route names."""
@@ -94,6 +108,7 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
             ),
             waiting=route.waiting,
             created_unix_s=route.created_unix_s,
+            disabled=route.disabled,
         )
         for route in message.routes
     }

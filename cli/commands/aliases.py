@@ -14,10 +14,10 @@ from cli.views import ALIASES
 def set_(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The public name, e.g. `chat-default`.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model it stands for.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model, or one version of it as MODEL@vN.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Let a name stand for a model; an existing alias moves."""
+    """Let a name stand for a model, or for one version of it; an existing alias moves at once."""
     invocation: Invocation = ctx.obj
     made = reach.admin(invocation).put("aliases", name, body={"model": model})
     Printer(invocation, output).done(made, ALIASES, f"{name} stands for {model}")

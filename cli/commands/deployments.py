@@ -1,31 +1,40 @@
-"""`slice deploy`, `slice deployments`, `slice undeploy`, `slice scale` and `slice stop`."""
+"""`slice deploy`, `slice deployments`, `slice update`, `slice undeploy`, `slice scale` and `slice stop`."""
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cli import exits, reach, readiness
 from cli.invocation import Invocation
 from cli.lookup import serving
-from cli.options import DurationOption, Output, OutputOption, seconds
+from cli.options import (
+    DurationOption,
+    Output,
+    OutputOption,
+    RequireOption,
+    SettingsOption,
+    parsed_settings,
+    seconds,
+)
 from cli.printing import Printer
 from cli.views import DEPLOYMENTS
 from core.errors import Failure
+from core.names import split_version
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Deployment name.")]
 
 
 def deploy(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model of the registry; `slice pull` brings one.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model of the registry, or a version of it as MODEL@vN.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the deployment; the model's by default.")] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="Engine; the cluster chooses by default.")] = None,
     engine_version: Annotated[str | None, typer.Option("--engine-version", help="Pin the engine's version.")] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=0, help="How many engines serve it.")] = 1,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the engine; repeatable.")
-    ] = None,
+    settings: SettingsOption = None,
+    requires: RequireOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it serves.")] = False,
     timeout: DurationOption = None,
     output: OutputOption = Output.TABLE,
@@ -41,6 +50,7 @@ def deploy(
         "engine_version": engine_version,
         "replicas": replicas,
         "settings": parsed_settings(settings or []),
+        **({"requires": requires} if requires else {}),
     }
     made = client.post("deployments", body=body)
     called = str(made.get("name"))
@@ -60,6 +70,59 @@ def deployments(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None
     """List the deployments."""
     invocation: Invocation = ctx.obj
     Printer(invocation, output).listing(reach.admin(invocation).get("deployments"), DEPLOYMENTS)
+
+
+def update(
+    ctx: typer.Context,
+    name: NameArgument,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="vN", help="Go to this version of its model.")
+    ] = None,
+    engine_version: Annotated[str | None, typer.Option("--engine-version", help="Go to this engine version.")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", min=0, help="How many engines serve it.")] = None,
+    settings: SettingsOption = None,
+    requires: RequireOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it serves as asked.")] = False,
+    timeout: DurationOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Change a deployment while it serves: new replicas first, then the old ones go. --set KEY=null is the default."""
+    invocation: Invocation = ctx.obj
+    client = reach.admin(invocation)
+    patience = seconds(timeout)
+    body = {
+        "version": None if version is None else _number(version),
+        "engine_version": engine_version,
+        "replicas": replicas,
+        "settings": parsed_settings(settings) if settings else None,
+        "requires": requires or None,
+    }
+    given = {key: value for key, value in body.items() if value is not None}
+    if not given:
+        raise Failure("request.usage", "nothing to change", hint="`slice update --help` shows what can be")
+    changed = client.patch("deployments", name, body=given)
+    if wait and changed.get("replicas"):
+        ended = readiness.awaited(
+            client,
+            invocation.terminal,
+            invocation.clock,
+            name=name,
+            asked=name,
+            timeout_s=patience,
+            is_change=True,
+        )
+        if isinstance(ended, readiness.NotServing):
+            return readiness.told(ended, invocation.terminal, output)
+        changed = ended.deployment
+    Printer(invocation, output).done(changed, DEPLOYMENTS, f"{name} is changed; `slice ps` shows its replicas")
+    return exits.OK
+
+
+def _number(version: str) -> int:
+    number = split_version(f"version@{version}")[1]
+    if number is None:
+        raise Failure("request.usage", f"{version!r} is no version", hint="write --version vN, e.g. --version v2")
+    return number
 
 
 def undeploy(ctx: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
@@ -97,31 +160,3 @@ def stop(
             name = str(deployment.get("name"))
             changed = client.patch("deployments", name, body={"replicas": 0})
             printer.done(changed, DEPLOYMENTS, f"stopping {name}")
-
-
-def parsed_settings(pairs: list[str]) -> dict[str, Any]:
-    """Return `KEY=VALUE` pairs as settings: numbers, true, false and null are taken as such, all else as text.
-
-    Raises:
-        Failure: `request.usage` for a pair without `=`.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, mark, text = pair.partition("=")
-        if not mark or not key:
-            raise Failure(
-                "request.usage", f"{pair!r} is no setting", hint="write --set KEY=VALUE, e.g. --set context=4096"
-            )
-        found[key.strip()] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
-        return text
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")  # NaN and Infinity: Python's own extension

@@ -6,13 +6,14 @@ import typer
 
 from cli import facts, leftovers, reach
 from cli.invocation import Invocation
-from cli.options import Output, OutputOption
+from cli.options import Output, OutputOption, SettingsOption, parsed_settings
 from cli.printing import Printer
-from cli.tables import Item
-from cli.views import CATALOG, MODELS, newest_version
+from cli.tables import Facts, Item
+from cli.views import CATALOG, DEPLOYMENTS, MODELS, VERSIONS, newest_version
 from core.errors import Failure
+from core.names import split_version
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Model name.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Model, or a version of it as MODEL@vN.")]
 
 
 def list_(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
@@ -31,26 +32,34 @@ def show(
     ctx: typer.Context,
     model: ModelArgument,
     template: Annotated[
-        bool, typer.Option("--template", help="Print the chat template of its newest version, and what is odd in it.")
+        bool, typer.Option("--template", help="Print the version's chat template, and what is odd in it.")
     ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show one model in full: its newest version, files, deployments and their settings."""
+    """Show one model in full: one of its versions, the newest by default, its deployments and their settings."""
     invocation: Invocation = ctx.obj
     client = reach.admin(invocation)
     printer = Printer(invocation, output)
-    found = client.get("models", model)
+    name, number = split_version(model)
+    found = client.get("models", name)
+    version = newest_version(found) if number is None else client.get("models", name, "versions", str(number))
     if template:
-        _show_template(invocation, client.get(*_template_path(found)), printer)
+        _show_template(invocation, client.get(*_template_path(found, version)), printer)
         return
-    is_read = output in {Output.TABLE, Output.WIDE}
-    deployed = [item for item in client.items("deployments") if item.get("model") == model] if is_read else []
-    sheet = facts.model_facts(found, deployed, invocation.clock.now(), is_wide=printer.is_wide)
+    if output not in {Output.TABLE, Output.WIDE}:
+        printer.thing(found if number is None else version, MODELS if number is None else VERSIONS, Facts(facts=()))
+        return
+    deployed = [
+        item
+        for item in client.items("deployments")
+        if item.get("model") == found.get("name") and number in (None, item.get("version"))
+    ]
+    sheet = facts.model_facts(found, deployed, invocation.clock.now(), version=version, is_wide=printer.is_wide)
     printer.thing(found, MODELS, sheet)
 
 
-def _template_path(model: Item) -> tuple[str, ...]:
-    number = newest_version(model).get("number")
+def _template_path(model: Item, version: Item) -> tuple[str, ...]:
+    number = version.get("number")
     if number is None:
         name = str(model.get("name"))
         raise Failure("registry.version_not_found", f"model {name!r} has no version", hint=f"`slice pull {name}`")
@@ -71,32 +80,54 @@ def _show_template(invocation: Invocation, found: Item, printer: Printer) -> Non
 
 def cp(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="Model to copy.")],
-    to: Annotated[str, typer.Argument(metavar="NAME", help="Its second name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Model to copy, as MODEL or MODEL@vN; or a deployment.")
+    ],
+    to: Annotated[str, typer.Argument(metavar="NAME", help="Name of the copy.")],
+    deployment: Annotated[
+        bool, typer.Option("--deployment", "-d", help="SOURCE is a deployment: copy it with its settings.")
+    ] = False,
+    settings: SettingsOption = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", min=0, help="Replicas of a copied deployment.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Give a model a second name, without a second file."""
+    """Copy a model, or a deployment with its settings, under another name; no file is copied."""
     invocation: Invocation = ctx.obj
-    made = reach.admin(invocation).post("models", source, "copy", body={"to": to})
-    Printer(invocation, output).done(made, MODELS, f"copied {source} to {to}")
+    client, printer = reach.admin(invocation), Printer(invocation, output)
+    if deployment:
+        body = {"to": to, "settings": parsed_settings(settings or []), "replicas": replicas}
+        made = client.post("deployments", source, "copy", body=body)
+        printer.done(made, DEPLOYMENTS, f"copied deployment {source} to {to}")
+        return
+    if settings or replicas is not None:
+        raise Failure(
+            "request.usage", "a model has no settings or replicas", hint="--deployment copies a deployment with them"
+        )
+    name, number = split_version(source)
+    made = client.post("models", name, "copy", body={"to": to, "version": number})
+    printer.done(made, MODELS, f"copied {source} to {to}")
 
 
 def rm(
     ctx: typer.Context,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to delete.")],
-    force: Annotated[bool, typer.Option("--force", "-f", help="Delete their deployments too.")] = False,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, or versions as MODEL@vN.")],
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Delete the deployments and aliases that use them too.")
+    ] = False,
 ) -> None:
-    """Delete models; one that is deployed only with --force."""
+    """Delete models, or single versions of them; what is in use only with --force."""
     invocation: Invocation = ctx.obj
     client = reach.admin(invocation)
     for model in models:
-        digests = leftovers.digests_of(client, model)
+        name, number = split_version(model)
+        path = ("models", name) if number is None else ("models", name, "versions", str(number))
+        digests = leftovers.digests_of(client, name, number)
         try:
-            client.delete("models", model, force=force)
+            client.delete(*path, force=force)
         except Failure as failure:
             if failure.code != "registry.model_in_use":
                 raise
-            hint = f"`slice rm --force {model}` deletes its deployments too"
+            hint = f"`slice rm --force {model}` deletes what uses it too"
             raise Failure(failure.code, failure.message, hint=hint) from failure
         left = leftovers.left_sentence(client, digests)
         invocation.terminal.note(f"deleted {model}" + (f"; {left}" if left else ""))

@@ -2,8 +2,9 @@
 
 from fastapi import FastAPI
 
-from controller.api import cluster, failures, models, store, workloads
+from controller.api import cluster, failures, lives, models, store, workloads
 from controller.api.gate import App, Gate
+from controller.api.idempotency import Idempotency
 from controller.api.stage import Stage
 from core.infra.logs import Log
 from core.infra.metrics import MetricsPage
@@ -16,10 +17,12 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     app.include_router(cluster.router(stage, metrics))
     app.include_router(models.router(stage))
     app.include_router(store.router(stage))
+    app.include_router(lives.router(stage))
     app.include_router(workloads.router(stage))
     return app
 
 
-def guarded(app: FastAPI, *, operator_token: str, host: str, log: Log) -> App:
+def guarded(app: FastAPI, stage: Stage, *, operator_token: str, host: str, pepper: bytes, log: Log) -> App:
     """Return `app` behind the gate: what a server may be given."""
-    return Gate(app, operator_token=operator_token, host=host, log=log)
+    repeatable = Idempotency(app, stage=stage, pepper=pepper)
+    return Gate(repeatable, operator_token=operator_token, host=host, log=log)

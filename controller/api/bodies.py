@@ -1,6 +1,6 @@
 """Request bodies of the admin API, checked once at the edge: unknown fields are refused, texts are clean."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,11 @@ _TEN_YEARS_S = 10 * 365 * 86400
 _BIGINT_MAX = 2**63 - 1
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Expected = Annotated[int, Field(ge=0, le=_BIGINT_MAX)] | None
+Replicas = Annotated[int, Field(ge=0, le=1000)]
+EngineVersion = Annotated[str, Field(pattern=_VERSION)]
+Words = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=32)]
+Answer = Literal["not_found", "unavailable"]
 
 
 class Body(BaseModel):
@@ -55,35 +60,73 @@ class CollectBody(Body):
     dry_run: bool = False
 
 
+class ExpectBody(Body):
+    """Any DELETE: only at this resource version; null is any."""
+
+    resource_version: Expected = None
+
+
 class CopyBody(Body):
-    """POST /models/{name}/copy."""
+    """POST /models/{name}/copy: `version` null means the newest."""
 
     to: Name
+    version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
+    resource_version: Expected = None
 
 
 class AliasBody(Body):
-    """PUT /aliases/{name}."""
+    """PUT /aliases/{name}: `model` may name a version, as `m@v2`."""
 
     model: Name
+    resource_version: Expected = None
+
+
+class StageBody(Body):
+    """PUT /models/{name}/versions/{number}/stage."""
+
+    stage: Literal["candidate", "staging", "production", "retired"]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    resource_version: Expected = None
 
 
 class DeploymentBody(Body):
-    """POST /deployments: null name means the model's, null engine the first that serves its format."""
+    """POST /deployments: null name means the model's, null engine the first that serves it and has what is required.
+
+    `model` may name a version, as `m@v2`.
+    """
 
     name: Name | None = None
     model: Name
     engine: Name | None = None
-    engine_version: Annotated[str, Field(pattern=_VERSION)] | None = None
-    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    engine_version: EngineVersion | None = None
+    replicas: Replicas = 1
     settings: dict[str, Any] = Field(default_factory=dict)
+    requires: Words = Field(default_factory=list)
+    is_enabled: bool = True
+    disabled_answer: Answer = "unavailable"
 
 
 class DeploymentPatch(Body):
     """PATCH /deployments/{name}: absent fields stay; settings are merged, null takes one back to its default."""
 
-    replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
+    replicas: Replicas | None = None
     settings: dict[str, Any] | None = None
-    if_generation: Annotated[int, Field(ge=0, le=_BIGINT_MAX)] | None = None
+    version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
+    engine_version: EngineVersion | None = None
+    requires: Words | None = None
+    is_enabled: bool | None = None
+    disabled_answer: Answer | None = None
+    if_generation: Expected = None
+    resource_version: Expected = None
+
+
+class DeploymentCopyBody(Body):
+    """POST /deployments/{name}/copy: settings are merged over the source's, null `replicas` means as many."""
+
+    to: Name
+    settings: dict[str, Any] = Field(default_factory=dict)
+    replicas: Replicas | None = None
+    resource_version: Expected = None
 
 
 class KeyBody(Body):

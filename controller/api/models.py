@@ -1,4 +1,4 @@
-"""REST routes of the catalogue, pulls, models and aliases; docs/admin-api.md is their contract."""
+"""REST routes of the catalogue, pulls and models; docs/admin-api.md is their contract."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from controller.api import views
-from controller.api.bodies import AliasBody, CopyBody, PullBody
+from controller.api.bodies import CopyBody, ExpectBody, PullBody
+from controller.api.expecting import IfMatch, expected
 from controller.api.stage import Parts, Stage
 from controller.registry.catalog import CATALOG
-from controller.registry.service import in_use
 from core.errors import Failure
+from core.names import version_text
 from core.sources import parse_source
 from core.states import PullState
 
@@ -53,7 +54,6 @@ def router(stage: Stage) -> APIRouter:
         return views.pull(row, await parts.seen())
 
     _models(routes, stage)
-    _aliases(routes, stage)
     return routes
 
 
@@ -93,44 +93,25 @@ def _models(routes: APIRouter, stage: Stage) -> None:
         parts = stage.parts()
         async with parts.database.snapshot() as connection:
             row = await parts.registry.model_in(connection, name)
-            every = await parts.registry.everything(connection)
-            version = views.numbered(row, number, every)
+            version = await parts.registry.numbered(connection, row, number)
             found = await parts.registry.template(connection, version)
         return views.template(row, version, found)
 
     @routes.post("/models/{name}/copy", status_code=201)
-    async def copy(name: str, body: CopyBody) -> dict[str, Any]:
+    async def copy(name: str, body: CopyBody, if_match: IfMatch = None) -> dict[str, Any]:
         parts = stage.parts()
-        await parts.registry.copy(name, body.to)
+        source = version_text(name, body.version)
+        await parts.registry.copy(source, body.to, expected=expected(if_match, body.resource_version))
         return await _shown(parts, body.to)
 
     @routes.delete("/models/{name}", status_code=204)
-    async def delete(name: str, *, force: bool = False) -> Response:
+    async def delete(
+        name: str, body: ExpectBody | None = None, if_match: IfMatch = None, *, force: bool = False
+    ) -> Response:
         parts = stage.parts()
-        async with parts.database.connection() as connection:
-            deployed = [one for one in await parts.deployments.deployments(connection) if one.model == name]
-        living = tuple(one.name for one in deployed if not one.is_deleting)
-        if living and not force:
-            raise in_use(name, living)
-        for one in living:
-            await parts.deployments.delete(one)
-        # A deployment that is on its way out does not keep its model in sight.
-        await parts.registry.delete(name, force=force or bool(deployed))
-        return Response(status_code=204)
-
-
-def _aliases(routes: APIRouter, stage: Stage) -> None:
-    @routes.get("/aliases")
-    async def aliases() -> dict[str, Any]:
-        rows = await stage.parts().registry.aliases()
-        return {"items": [{"name": row.name, "model": row.model} for row in rows]}
-
-    @routes.put("/aliases/{name}")
-    async def put_alias(name: str, body: AliasBody) -> dict[str, Any]:
-        row = await stage.parts().registry.put_alias(name, body.model)
-        return {"name": row.name, "model": row.model}
-
-    @routes.delete("/aliases/{name}", status_code=204)
-    async def delete_alias(name: str) -> Response:
-        await stage.parts().registry.delete_alias(name)
+        await parts.registry.delete(
+            name,
+            undeploy=parts.deployments.undeploy if force else None,
+            expected=expected(if_match, body.resource_version if body else None),
+        )
         return Response(status_code=204)

@@ -125,4 +125,5 @@ def _route(route: Route) -> pb.Route:
         ],
         waiting=route.waiting,
         created_unix_s=route.created_unix_s,
+        disabled=route.disabled,
     )

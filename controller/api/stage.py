@@ -16,8 +16,10 @@ from controller.identity.service import Identity
 from controller.ledger.service import Ledger
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
+from controller.registry.aliases import Aliases
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
+from controller.registry.stages import Stages
 from controller.registry.stores import Stores
 from controller.routes.service import Routes
 from core.errors import Failure
@@ -33,6 +35,8 @@ class Parts:
 
     database: postgres.Database
     registry: Registry
+    aliases: Aliases
+    stages: Stages
     pulls: Pulls
     stores: Stores
     deployments: Deployments

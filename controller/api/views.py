@@ -9,16 +9,24 @@ from typing import Any
 
 from controller.api.seeing import Seen
 from controller.deployments.model import Deployment, Replica
-from controller.deployments.waiting import standing
+from controller.deployments.waiting import is_serving, standing
 from controller.exchange import FileReport, ReplicaReport
 from controller.fleet.model import NodeRow
 from controller.identity.model import ApiKey
 from controller.ledger.model import Event
 from controller.registry.catalog import CatalogEntry
-from controller.registry.model import CatalogueOfModels, Model, Pull, StoredPlace, Template, Version
+from controller.registry.model import (
+    Alias,
+    CatalogueOfModels,
+    Model,
+    Pull,
+    StageEvent,
+    StoredPlace,
+    Template,
+    Version,
+)
 from controller.registry.stores import Collected
 from controller.routes.model import DoorNow, Route
-from core.errors import Failure
 from core.ids import NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState, PullState, ReplicaState
 from core.units import text_from_seconds
@@ -94,23 +102,26 @@ def _pull_waiting(row: Pull, seen: Seen, report: FileReport | None, *, is_whole:
 
 def model(row: Model, every: CatalogueOfModels, deployments: tuple[Deployment, ...]) -> Json:
     """Return one model with its versions."""
-    versions = [version for version in every.versions if version.model_id == row.model_id]
+    versions = [one for one in every.versions if one.model_id == row.model_id]
     return {
         "name": row.name,
+        "resource_version": row.resource_version,
         "created_at": instant(row.created_at),
         "aliases": [alias.name for alias in every.aliases if alias.model == row.name],
         "deployments": [one.name for one in deployments if one.model == row.name and not one.is_deleting],
-        "size_bytes": sum(version.size_bytes for version in versions),
-        "versions": [_version(version, every) for version in versions],
+        "size_bytes": sum(one.size_bytes for one in versions),
+        "versions": [version(one, every) for one in versions],
     }
 
 
-def _version(row: Version, every: CatalogueOfModels) -> Json:
+def version(row: Version, every: CatalogueOfModels) -> Json:
+    """Return one version of a model."""
     facts = row.facts
     return {
         "number": row.number,
         "id": row.version_id,
         "digest": row.digest,
+        "stage": row.stage,
         "source": row.source,
         "format": row.format,
         "quantization": facts.get("quantization") or "",
@@ -133,25 +144,6 @@ def _version(row: Version, every: CatalogueOfModels) -> Json:
             if file.version_id == row.version_id
         ],
     }
-
-
-def numbered(row: Model, number: int, every: CatalogueOfModels) -> Version:
-    """Return version `number` of a model.
-
-    Raises:
-        Failure: `registry.version_not_found`, with those that exist.
-    """
-    versions = [version for version in every.versions if version.model_id == row.model_id]
-    for version in versions:
-        if version.number == number:
-            return version
-    there = ", ".join(f"v{version.number}" for version in versions)
-    raise Failure(
-        "registry.version_not_found",
-        f"model {row.name!r} has no version {number}",
-        hint=f"it has {there}" if there else f"it has none; `slice pull {row.name}` brings one",
-        param="version",
-    )
 
 
 def template(row: Model, version: Version, found: Template) -> Json:
@@ -201,10 +193,26 @@ def collected(found: Collected, *, is_dry_run: bool) -> Json:
     }
 
 
+def stage_event(row: StageEvent) -> Json:
+    """Return one move of a version between stages."""
+    return {"at": instant(row.at), "from": row.from_stage, "to": row.to_stage, "reason": row.reason}
+
+
+def alias(row: Alias) -> Json:
+    """Return one alias; `version` is null where it stands for the whole model."""
+    return {
+        "name": row.name,
+        "model": row.model,
+        "version": row.version,
+        "resource_version": row.resource_version,
+    }
+
+
 def deployment(row: Deployment, seen: Seen) -> Json:
     """Return one deployment with how it stands now."""
     refusal = next((one for one in seen.picture.refusals if one.deployment_id == row.deployment_id), None)
-    standing_now = standing(row, seen.sights(row.deployment_id), refusal)
+    sights = seen.sights(row.deployment_id)
+    standing_now = standing(row, sights, refusal)
     shown = None
     if refusal is not None:
         shown = {
@@ -222,7 +230,14 @@ def deployment(row: Deployment, seen: Seen) -> Json:
         "settings": dict(row.settings),
         "replicas": row.replicas,
         "ready_replicas": standing_now.ready_replicas,
+        "current_replicas": sum(
+            1 for one in sights if is_serving(one) and one.replica.spec_generation == row.spec_generation
+        ),
         "generation": row.generation,
+        "resource_version": row.generation,
+        "requires": list(row.requires),
+        "is_enabled": row.is_enabled,
+        "disabled_answer": row.disabled_answer,
         "is_deleting": row.is_deleting,
         "created_at": instant(row.created_at),
         "updated_at": instant(row.updated_at),
@@ -242,6 +257,7 @@ def replica(row: Replica, seen: Seen) -> Json:
         "id": row.replica_id,
         "deployment": owner.name,
         "model": owner.model,
+        "version": row.version,
         "node": node.name if node else row.node_id,
         "engine": row.engine,
         "engine_version": row.engine_version,
@@ -348,6 +364,7 @@ def route(row: Route) -> Json:
         "endpoints": list(row.endpoints),
         "targets": [target.replica_id for target in row.targets],
         "waiting": row.waiting,
+        "disabled": row.disabled,
     }
 
 

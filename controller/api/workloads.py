@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from controller.api import views
-from controller.api.bodies import DeploymentBody, DeploymentPatch
+from controller.api.bodies import DeploymentBody, DeploymentCopyBody, DeploymentPatch, ExpectBody
+from controller.api.expecting import IfMatch, expected
 from controller.api.stage import Parts, Stage
 from controller.deployments.model import DeploymentChange, NewDeployment, Replica
 from core.errors import Failure
@@ -39,21 +40,36 @@ def router(stage: Stage) -> APIRouter:
             engine_version=body.engine_version,
             replicas=body.replicas,
             settings=body.settings,
+            requires=body.requires,
+            is_enabled=body.is_enabled,
+            disabled_answer=body.disabled_answer,
         )
         return await _shown(parts, await parts.deployments.create(wish))
 
-    @routes.patch("/deployments/{name}")
-    async def change(name: str, body: DeploymentPatch) -> dict[str, Any]:
+    @routes.post("/deployments/{name}/copy", status_code=201)
+    async def copy(name: str, body: DeploymentCopyBody, if_match: IfMatch = None) -> dict[str, Any]:
         parts = stage.parts()
-        wish = DeploymentChange(replicas=body.replicas, settings=body.settings, if_generation=body.if_generation)
+        made = await parts.deployments.copy(
+            name,
+            body.to,
+            settings=body.settings,
+            replicas=body.replicas,
+            expected=expected(if_match, body.resource_version),
+        )
+        return await _shown(parts, made)
+
+    @routes.patch("/deployments/{name}")
+    async def change(name: str, body: DeploymentPatch, if_match: IfMatch = None) -> dict[str, Any]:
+        parts = stage.parts()
+        wish = DeploymentChange(**{**body.model_dump(), "resource_version": expected(if_match, body.resource_version)})
         await parts.deployments.change(name, wish)
         return await _shown(parts, name)
 
     @routes.delete("/deployments/{name}", status_code=202)
-    async def delete(name: str) -> JSONResponse:
+    async def delete(name: str, body: ExpectBody | None = None, if_match: IfMatch = None) -> JSONResponse:
         parts = stage.parts()
         before = await _shown(parts, name)
-        await parts.deployments.delete(name)
+        await parts.deployments.delete(name, expected=expected(if_match, body.resource_version if body else None))
         try:
             return JSONResponse(await _shown(parts, name), status_code=202)
         except Failure as failure:

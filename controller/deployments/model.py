@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from core.footprint import Footprint, Provenance
+from core.states import DisabledAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,8 @@ class Deployment:
     """What an operator wants.
 
     `generation` grows with every accepted change, `spec_generation` is the generation of the last change that asks for
-    new replicas: scaling leaves it alone, so that it restarts nothing.
+    new replicas: scaling, disabling and enabling leave it alone, so that they restart nothing. `requires` are names of
+    `adapters.contract.Capability`, `disabled_answer` is a `core.states.DisabledAnswer`.
     """
 
     deployment_id: str
@@ -28,6 +30,9 @@ class Deployment:
     generation: int
     spec_generation: int
     footprint: Mapping[str, Any]
+    requires: Sequence[str]
+    is_enabled: bool
+    disabled_answer: str
     is_deleting: bool
     created_at: datetime
     updated_at: datetime
@@ -35,10 +40,15 @@ class Deployment:
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """One running engine for a deployment on one node, mirrored from what the node reports."""
+    """One running engine for a deployment on one node, mirrored from what the node reports.
+
+    `version_id` and `version` say what it serves: its deployment may have gone on to another version.
+    """
 
     replica_id: str
     deployment_id: str
+    version_id: str
+    version: int
     spec_generation: int
     node_id: str
     engine: str
@@ -83,15 +93,28 @@ class NewDeployment:
     engine_version: str | None
     replicas: int
     settings: Mapping[str, Any]
+    requires: Sequence[str] = ()
+    is_enabled: bool = True
+    disabled_answer: str = DisabledAnswer.UNAVAILABLE.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentChange:
-    """A wish to change a deployment; None leaves the field, a setting given as None goes back to its default."""
+    """A wish to change a deployment; None leaves the field, a setting given as None goes back to its default.
 
-    replicas: int | None
-    settings: Mapping[str, Any] | None
-    if_generation: int | None
+    `version` is another one of its model. The change is made only at generation `if_generation` or `resource_version`
+    where one is given; they are the same number under two names.
+    """
+
+    replicas: int | None = None
+    settings: Mapping[str, Any] | None = None
+    version: int | None = None
+    engine_version: str | None = None
+    requires: Sequence[str] | None = None
+    is_enabled: bool | None = None
+    disabled_answer: str | None = None
+    if_generation: int | None = None
+    resource_version: int | None = None
 
 
 def footprint_json(footprint: Footprint) -> dict[str, Any]:

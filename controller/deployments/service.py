@@ -5,25 +5,26 @@ nothing and starts nothing: the loop does, after the scheduler has planned.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adapters import checking, registry
-from adapters.contract import Adapter
+from adapters import registry
 from controller.deployments import mirror, store
-from controller.deployments.model import (
-    Deployment,
-    DeploymentChange,
-    NewDeployment,
-    Replica,
-    footprint_json,
+from controller.deployments.choosing import (
+    Spec,
+    checked_capabilities,
+    checked_engine_version,
+    checked_spec,
+    chosen_adapter,
+    given_settings,
 )
+from controller.deployments.model import Deployment, DeploymentChange, NewDeployment, Replica
 from controller.exchange import DeployableVersion, Observation, ReplicaReport
+from controller.versioned import check_version
 from core.errors import Failure
 from core.events import Happening, Subject
 from core.ids import IdSource
 from core.infra import postgres
-from core.names import checked_name, did_you_mean
+from core.names import checked_name, did_you_mean, version_text
 from core.ports import EventLog, Wakeups
 from core.states import ReplicaState
 
@@ -34,10 +35,10 @@ class Versions(Protocol):
     async def deployable(
         self, connection: postgres.Connection, name: str, formats: frozenset[str] | None = None
     ) -> DeployableVersion:
-        """Return the newest version of the model `name`; with `formats` the newest of those, if there is one.
+        """Return the version that `name` means: `m@v2`, or the newest of `m`, of one of `formats` if there is one.
 
         Raises:
-            Failure: `registry.model_not_found`, `registry.version_not_found`.
+            Failure: `request.invalid_name`, `registry.model_not_found`, `registry.version_not_found`.
         """
 
     async def version(self, connection: postgres.Connection, version_id: str) -> DeployableVersion:
@@ -48,12 +49,11 @@ class Versions(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Spec:
-    engine: str
-    engine_version: str
-    settings: Mapping[str, Any]
-    footprint: Mapping[str, Any]
+class Installations(Protocol):
+    """Which versions of engines the nodes have; the controller's fleet implements it."""
+
+    def installed_versions(self, engine: str) -> frozenset[str]:
+        """Return every version of `engine` that some node says it has."""
 
 
 class Deployments:
@@ -64,29 +64,35 @@ class Deployments:
         *,
         database: postgres.Database,
         versions: Versions,
+        installations: Installations,
         events: EventLog[postgres.Connection],
         wakeups: Wakeups,
         ids: IdSource,
     ) -> None:
         self._database = database
         self._versions = versions
+        self._installations = installations
         self._events = events
         self._wakeups = wakeups
         self._ids = ids
 
-    async def create(self, wish: NewDeployment) -> str:
+    async def create(self, wish: NewDeployment, *, connection: postgres.Connection | None = None) -> str:
         """Make a deployment and return its name.
 
         Raises:
-            Failure: `request.invalid_name`, `registry.model_not_found`, `engine.unknown`, `engine.format_unsupported`,
-                `engine.setting_invalid`, `engine.setting_reserved`, `deployment.name_taken`, `storage.unavailable`.
+            Failure: `request.invalid_name`, `request.invalid_field`, `registry.model_not_found`,
+                `registry.version_not_found`, `engine.unknown`, `engine.version_unknown`, `engine.format_unsupported`,
+                `engine.capability_missing`, `engine.setting_invalid`, `engine.setting_reserved`,
+                `deployment.name_taken`, `storage.unavailable`.
         """
-        async with self._database.transaction() as connection:
-            formats = None if wish.engine is None else registry.adapter(wish.engine).formats
-            version = await self._versions.deployable(connection, wish.model, formats)
+        requires = checked_capabilities(wish.requires)
+        formats = registry.adapter(wish.engine).formats if wish.engine is not None else None
+        async with self._database.work(connection) as work:
+            version = await self._versions.deployable(work, wish.model, formats)
             name = checked_name("deployment", wish.name if wish.name is not None else version.model)
-            adapter = chosen_adapter(wish.engine, version.facts.format)
-            spec = _spec(adapter, wish.engine_version, version, wish.settings)
+            adapter = chosen_adapter(wish.engine, version.facts, requires=requires, settings=wish.settings)
+            engine_version = self._engine_version(adapter.name, wish.engine_version)
+            spec = checked_spec(adapter, engine_version, version.facts, settings=wish.settings, requires=requires)
             row = {
                 "deployment_id": self._ids.fresh("dep"),
                 "name": name,
@@ -96,63 +102,136 @@ class Deployments:
                 "settings": spec.settings,
                 "replicas": wish.replicas,
                 "footprint": spec.footprint,
+                "requires": spec.requires,
+                "is_enabled": wish.is_enabled,
+                "disabled_answer": wish.disabled_answer,
             }
-            if not await store.insert(connection, row):
-                raise await self._taken(connection, name)
-            await self._record(connection, "deployment_created", name, f"deployment {name} was created")
+            if not await store.insert(work, row):
+                raise await self._taken(work, name)
+            await self._record(work, "deployment_created", name, f"deployment {name} was created")
         self._wakeups.wake("deployment_created")
         return name
 
-    async def change(self, name: str, wish: DeploymentChange) -> None:
-        """Change a deployment; new settings mean new replicas, another count does not.
+    def _engine_version(self, engine: str, asked: str | None) -> str:
+        adapter = registry.adapter(engine)
+        if asked is None:
+            return adapter.default_version
+        return checked_engine_version(adapter, asked, self._installations.installed_versions(engine))
+
+    async def copy(
+        self,
+        name: str,
+        to: str,
+        *,
+        settings: Mapping[str, Any],
+        replicas: int | None = None,
+        expected: int | None = None,
+    ) -> str:
+        """Make a deployment `to` like `name`, but for `settings` and, when given, `replicas`; it begins enabled.
 
         Raises:
-            Failure: `deployment.not_found`, `deployment.version_conflict`, `engine.setting_invalid`,
+            Failure: `request.invalid_name`, `request.version_conflict`, `deployment.not_found`,
+                `deployment.name_taken`, `engine.setting_invalid`, `engine.setting_reserved`,
+                `engine.capability_missing`, `storage.unavailable`.
+        """
+        checked_name("deployment", to)
+        async with self._database.transaction() as connection:
+            source = await self._locked(connection, name)
+            check_version("deployment", name, source.generation, expected)
+            version = await self._versions.version(connection, source.version_id)
+            spec = _merged(source, DeploymentChange(settings=settings), version, version, source.engine_version)
+            row = {
+                "source_id": source.deployment_id,
+                "deployment_id": self._ids.fresh("dep"),
+                "name": to,
+                "settings": spec.settings,
+                "footprint": spec.footprint,
+                "replicas": source.replicas if replicas is None else replicas,
+            }
+            if not await store.insert_copy(connection, row):
+                raise await self._taken(connection, to)
+            await self._record(connection, "deployment_created", to, f"deployment {to} was copied from {name}")
+        self._wakeups.wake("deployment_created")
+        return to
+
+    async def change(self, name: str, wish: DeploymentChange, *, connection: postgres.Connection | None = None) -> None:
+        """Change a deployment: another version, engine version or setting means new replicas, all else does not.
+
+        Raises:
+            Failure: `deployment.not_found`, `deployment.version_conflict`, `request.version_conflict`,
+                `request.invalid_field`, `registry.version_not_found`, `engine.version_unknown`,
+                `engine.format_unsupported`, `engine.capability_missing`, `engine.setting_invalid`,
                 `engine.setting_reserved`, `storage.unavailable`.
         """
-        async with self._database.transaction() as connection:
-            current = await self._locked(connection, name)
+        async with self._database.work(connection) as work:
+            current = await self._locked(work, name)
             if wish.if_generation is not None and wish.if_generation != current.generation:
                 raise _moved_on(name, current.generation)
+            check_version("deployment", name, current.generation, wish.resource_version)
             if current.is_deleting:
                 raise Failure("deployment.version_conflict", f"deployment {name!r} is being deleted")
-            settings, footprint = current.settings, current.footprint
-            if wish.settings is not None:
-                version = await self._versions.version(connection, current.version_id)
-                merged = {**current.settings, **wish.settings}
-                given = {key: value for key, value in merged.items() if value is not None}
-                spec = _spec(registry.adapter(current.engine), current.engine_version, version, given)
-                settings, footprint = spec.settings, spec.footprint
-            replicas = current.replicas if wish.replicas is None else wish.replicas
-            is_new_spec = settings != current.settings
-            if not is_new_spec and replicas == current.replicas:
+            row = await self._changed(work, current, wish)
+            what = _told_change(current, row)
+            if not what:
                 return
-            is_written = await store.update(
-                connection,
-                current,
-                replicas=replicas,
-                settings=settings,
-                footprint=footprint,
-                is_new_spec=is_new_spec,
-            )
-            if not is_written:
+            is_new_spec = any(row[field] != getattr(current, field) for field in _SPEC_FIELDS)
+            if not await store.update(work, current, row, is_new_spec=is_new_spec):
                 raise _moved_on(name, current.generation)
-            what = "has new settings" if is_new_spec else f"is scaled from {current.replicas} to {replicas} replicas"
-            await self._record(connection, "deployment_changed", name, f"deployment {name} {what}")
+            await self._record(work, "deployment_changed", name, f"deployment {name} {what}")
         self._wakeups.wake("deployment_changed")
 
-    async def delete(self, name: str) -> None:
+    async def _changed(
+        self, connection: postgres.Connection, current: Deployment, wish: DeploymentChange
+    ) -> Mapping[str, Any]:
+        """Return the row as `wish` wants it."""
+        row = {
+            "version_id": current.version_id,
+            "engine_version": current.engine_version,
+            "settings": current.settings,
+            "footprint": current.footprint,
+            "requires": list(current.requires),
+            "replicas": current.replicas if wish.replicas is None else wish.replicas,
+            "is_enabled": current.is_enabled if wish.is_enabled is None else wish.is_enabled,
+            "disabled_answer": wish.disabled_answer or current.disabled_answer,
+        }
+        if (wish.settings, wish.version, wish.engine_version, wish.requires) == (None, None, None, None):
+            return row
+        before = await self._versions.version(connection, current.version_id)
+        after = before
+        if wish.version is not None:
+            after = await self._versions.deployable(connection, version_text(current.model, wish.version))
+        engine_version = current.engine_version
+        if wish.engine_version is not None:
+            engine_version = self._engine_version(current.engine, wish.engine_version)
+        spec = _merged(current, wish, before, after, engine_version)
+        return {
+            **row,
+            "version_id": after.version_id,
+            "engine_version": spec.engine_version,
+            "settings": spec.settings,
+            "footprint": spec.footprint,
+            "requires": list(spec.requires),
+        }
+
+    async def delete(
+        self, name: str, *, expected: int | None = None, connection: postgres.Connection | None = None
+    ) -> None:
         """Begin to delete a deployment: it vanishes when its replicas are gone; again changes nothing.
 
         Raises:
-            Failure: `deployment.not_found`, `storage.unavailable`.
+            Failure: `deployment.not_found`, `request.version_conflict`, `storage.unavailable`.
         """
-        async with self._database.transaction() as connection:
-            current = await self._locked(connection, name)
-            if await store.mark_deleting(connection, current.deployment_id):
+        async with self._database.work(connection) as work:
+            current = await self._locked(work, name)
+            check_version("deployment", name, current.generation, expected)
+            if await store.mark_deleting(work, current.deployment_id):
                 message = f"deployment {name} is being deleted"
-                await self._record(connection, "deployment_deleting", name, message)
+                await self._record(work, "deployment_deleting", name, message)
         self._wakeups.wake("deployment_deleting")
+
+    async def undeploy(self, connection: postgres.Connection, name: str) -> None:
+        """Begin to delete a deployment in the transaction of `connection`, for a model that is deleted by force."""
+        await self.delete(name, connection=connection)
 
     async def deployments(self, connection: postgres.Connection) -> list[Deployment]:
         """Return every deployment, oldest first."""
@@ -245,46 +324,41 @@ _TOLD: Mapping[ReplicaState, str] = {
 }
 
 
-def chosen_adapter(engine: str | None, model_format: str) -> Adapter:
-    """Return the adapter named `engine`, or the first that eats `model_format`.
-
-    An adapter that also serves without any file is for drills: it is the choice for the empty format only.
-
-    Raises:
-        Failure: `engine.unknown`, `engine.format_unsupported`.
-    """
-    if engine is not None:
-        adapter = registry.adapter(engine)
-        if model_format not in adapter.formats:
-            raise _unsupported(f"engine {engine} does not serve", model_format)
-        return adapter
-    fitting = [
-        adapter
-        for adapter in registry.adapters()
-        if model_format in adapter.formats and (model_format == "" or "" not in adapter.formats)
-    ]
-    if not fitting:
-        raise _unsupported("no engine serves", model_format)
-    return fitting[0]
+_SPEC_FIELDS = ("version_id", "engine_version", "settings")
+"""What a replica is started with: when one of these changes, replicas are replaced."""
 
 
-def _unsupported(who: str, model_format: str) -> Failure:
-    what = f"the format {model_format!r}" if model_format else "a model without a file"
-    known = ", ".join(f"{adapter.name} ({', '.join(sorted(adapter.formats))})" for adapter in registry.adapters())
-    hint = (
-        f"engines and what they serve: {known}; `slice pull NAME --source SOURCE --engine ENGINE` brings what one eats"
+def _merged(
+    current: Deployment,
+    wish: DeploymentChange,
+    before: DeployableVersion,
+    after: DeployableVersion,
+    engine_version: str,
+) -> Spec:
+    """Return the spec of `current` with `wish` on top; what was left at its default follows the model's new limits."""
+    adapter = registry.adapter(current.engine)
+    merged = {**given_settings(adapter, current.settings, before.facts), **(wish.settings or {})}
+    return checked_spec(
+        adapter,
+        engine_version,
+        after.facts,
+        settings={key: value for key, value in merged.items() if value is not None},
+        requires=checked_capabilities(current.requires if wish.requires is None else wish.requires),
     )
-    return Failure("engine.format_unsupported", f"{who} {what}", hint=hint, param="engine")
 
 
-def _spec(adapter: Adapter, engine_version: str | None, version: DeployableVersion, given: Mapping[str, Any]) -> _Spec:
-    settings = checking.checked_settings(adapter, given, version.facts)
-    return _Spec(
-        engine=adapter.name,
-        engine_version=engine_version or adapter.default_version,
-        settings=settings,
-        footprint=footprint_json(adapter.footprint(version.facts, settings)),
+def _told_change(current: Deployment, row: Mapping[str, Any]) -> str:
+    """Return what changes, for the event; empty when nothing does."""
+    words = (
+        ("version_id", "goes to another version of its model"),
+        ("engine_version", f"goes to {current.engine} {row['engine_version']}"),
+        ("settings", "has new settings"),
+        ("requires", "has new requirements"),
+        ("replicas", f"is scaled from {current.replicas} to {row['replicas']} replicas"),
+        ("is_enabled", "is enabled" if row["is_enabled"] else f"is disabled and answers {row['disabled_answer']}"),
+        ("disabled_answer", f"answers {row['disabled_answer']} while it is disabled"),
     )
+    return ", ".join(text for field, text in words if row[field] != getattr(current, field))
 
 
 def _moved_on(name: str, generation: int) -> Failure:

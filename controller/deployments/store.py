@@ -1,7 +1,7 @@
 """The SQL of deployments, replicas and refusals. Called by `controller.deployments` and `controller.reconcile`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
@@ -12,8 +12,8 @@ from core.infra import postgres
 
 _DEPLOYMENT = """
 SELECT deployment_id, deployment.name, version_id, model.name AS model, version.number AS version, engine,
-       engine_version, settings, replicas, generation, spec_generation, footprint, deployment.is_deleting,
-       deployment.created_at, updated_at
+       engine_version, settings, replicas, generation, spec_generation, footprint, requires, is_enabled,
+       disabled_answer, deployment.is_deleting, deployment.created_at, updated_at
   FROM controller.deployment JOIN controller.version USING (version_id) JOIN controller.model USING (model_id)
 """
 _DEPLOYMENTS = _DEPLOYMENT + " ORDER BY deployment.created_at, deployment_id"
@@ -21,13 +21,25 @@ _DEPLOYMENT_BY_NAME = _DEPLOYMENT + " WHERE deployment.name = %(name)s"
 _LOCKED = "SELECT 1 FROM controller.deployment WHERE name = %(name)s FOR UPDATE"
 _INSERT = """
 INSERT INTO controller.deployment
-    (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint)
+    (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint, requires, is_enabled,
+     disabled_answer)
 VALUES (%(deployment_id)s, %(name)s, %(version_id)s, %(engine)s, %(engine_version)s, %(settings)s, %(replicas)s,
-        %(footprint)s)
+        %(footprint)s, %(requires)s, %(is_enabled)s, %(disabled_answer)s)
+"""
+# All that an operator chose, whatever columns there are for it; the copy begins enabled.
+_COPY = """
+INSERT INTO controller.deployment
+    (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint, requires, disabled_answer,
+     runtime, image, node_name, secret_name)
+SELECT %(deployment_id)s, %(name)s, version_id, engine, engine_version, %(settings)s, %(replicas)s, %(footprint)s,
+       requires, disabled_answer, runtime, image, node_name, secret_name
+  FROM controller.deployment WHERE deployment_id = %(source_id)s
 """
 _UPDATE = """
 UPDATE controller.deployment
-   SET replicas = %(replicas)s, settings = %(settings)s, footprint = %(footprint)s, generation = generation + 1,
+   SET version_id = %(version_id)s, engine_version = %(engine_version)s, replicas = %(replicas)s,
+       settings = %(settings)s, footprint = %(footprint)s, requires = %(requires)s, is_enabled = %(is_enabled)s,
+       disabled_answer = %(disabled_answer)s, generation = generation + 1,
        spec_generation = CASE WHEN %(is_new_spec)s THEN generation + 1 ELSE spec_generation END, updated_at = now()
  WHERE deployment_id = %(deployment_id)s AND generation = %(generation)s AND NOT is_deleting
 """
@@ -36,11 +48,13 @@ UPDATE controller.deployment SET is_deleting = true, generation = generation + 1
  WHERE deployment_id = %(deployment_id)s AND NOT is_deleting
 """
 _REPLICA = """
-SELECT replica_id, deployment_id, spec_generation, node_id, engine, engine_version, settings, promises, state, desired,
-       incarnation, restarts, pid, host, port, load_s, code, message, log_tail, created_at, state_since, drain_since
-  FROM controller.replica
+SELECT replica_id, deployment_id, version.version_id, version.number AS version, replica.spec_generation, node_id,
+       replica.engine, replica.engine_version, replica.settings, promises, state, desired, incarnation, restarts, pid,
+       host, port, load_s, code, message, log_tail, replica.created_at, state_since, drain_since
+  FROM controller.replica JOIN controller.deployment USING (deployment_id)
+  JOIN controller.version ON version.version_id = coalesce(replica.version_id, deployment.version_id)
 """
-_REPLICAS = _REPLICA + " ORDER BY created_at, replica_id"
+_REPLICAS = _REPLICA + " ORDER BY replica.created_at, replica_id"
 _REPLICAS_OF_NODE = _REPLICA + " WHERE node_id = %(node_id)s ORDER BY replica_id"
 _MIRROR = """
 UPDATE controller.replica
@@ -70,34 +84,38 @@ async def deployment(connection: postgres.Connection, name: str, *, is_locked: b
 
 async def insert(connection: postgres.Connection, row: Mapping[str, Any]) -> bool:
     """Make a deployment; return False when its name is taken."""
-    values = {**row, "settings": Jsonb(row["settings"]), "footprint": Jsonb(row["footprint"])}
+    return await _inserted(connection, _INSERT, _json(row))
+
+
+async def insert_copy(connection: postgres.Connection, row: Mapping[str, Any]) -> bool:
+    """Make a deployment like the one with the id `source_id`; return False when its name is taken."""
+    return await _inserted(connection, _COPY, _json(row))
+
+
+async def _inserted(connection: postgres.Connection, query: LiteralString, row: postgres.Params) -> bool:
     try:
         async with connection.transaction():
-            await postgres.execute(connection, _INSERT, values)
+            await postgres.execute(connection, query, row)
     except pg.UniqueViolation:
         return False
     return True
 
 
+def _json(row: Mapping[str, Any]) -> postgres.Params:
+    columns = ("settings", "footprint", "requires")
+    return {**row, **{name: Jsonb(row[name]) for name in columns if name in row}}
+
+
 async def update(
-    connection: postgres.Connection,
-    current: Deployment,
-    *,
-    replicas: int,
-    settings: Mapping[str, Any],
-    footprint: Mapping[str, Any],
-    is_new_spec: bool,
+    connection: postgres.Connection, current: Deployment, row: Mapping[str, Any], *, is_new_spec: bool
 ) -> bool:
     """Change a deployment that is still at `current.generation`; return False when it has moved on."""
-    row = {
+    guard = {
         "deployment_id": current.deployment_id,
         "generation": current.generation,
-        "replicas": replicas,
-        "settings": Jsonb(dict(settings)),
-        "footprint": Jsonb(dict(footprint)),
         "is_new_spec": is_new_spec,
     }
-    return bool(await postgres.execute(connection, _UPDATE, row))
+    return bool(await postgres.execute(connection, _UPDATE, {**_json(row), **guard}))
 
 
 async def mark_deleting(connection: postgres.Connection, deployment_id: str) -> bool:

@@ -35,7 +35,7 @@ class Sight:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """`state` is ready, starting, waiting, failed or stopped; `waiting` is empty when ready."""
+    """`state` is ready, starting, waiting, failed, stopped or disabled; `waiting` is empty when ready."""
 
     state: str
     ready_replicas: int
@@ -45,23 +45,27 @@ class Standing:
 def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRow | None) -> Standing:
     """Return how a deployment stands.
 
-    1. It is being deleted, or wants no replica: stopped.
+    1. It is being deleted, or wants no replica: stopped; an operator has disabled it: disabled.
     2. Enough replicas are ready on nodes that are heard of: ready.
     3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing, unless
        both are about silent nodes: the refusal's numbers are older.
     4. No replica at all: the refusal's message, or that placement is about to look.
     """
     wanted = [sight for sight in sights if sight.replica.desired == Desired.RUN.value]
-    ready = sum(1 for sight in wanted if sight.replica.state == _S.READY.value and _is_heard(sight))
+    ready = sum(1 for sight in wanted if is_serving(sight))
     if deployment.is_deleting:
         left = len(sights)
         sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
         return Standing(state="stopped", ready_replicas=ready, waiting=sentence)
+    if not deployment.is_enabled:
+        left = len(sights)
+        tail = f"; {left} replica{'s' if left != 1 else ''} still to stop" if left else ""
+        return Standing(state="disabled", ready_replicas=ready, waiting=f"it is disabled{tail}")
     if deployment.replicas == 0:
         return Standing(state="stopped", ready_replicas=ready, waiting="it is scaled to 0 replicas")
     if ready >= deployment.replicas:
         return Standing(state="ready", ready_replicas=ready, waiting="")
-    unready = [sight for sight in wanted if not (sight.replica.state == _S.READY.value and _is_heard(sight))]
+    unready = [sight for sight in wanted if not is_serving(sight)]
     if not unready:
         waiting = refusal.message if refusal else "placement is about to look for a node"
         return Standing(state="waiting", ready_replicas=ready, waiting=waiting)
@@ -70,6 +74,12 @@ def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRo
     if refusal is not None and (_is_heard(nearest) or not _is_about_silence(refusal)):
         sentence = f"{sentence}; {refusal.message}"
     return Standing(state=state, ready_replicas=ready, waiting=sentence)
+
+
+def is_serving(sight: Sight) -> bool:
+    """Return whether a replica is wanted, ready, and on a node that is heard of."""
+    replica = sight.replica
+    return replica.desired == Desired.RUN.value and replica.state == _S.READY.value and _is_heard(sight)
 
 
 _ORDER = ("starting", "waiting", "failed")

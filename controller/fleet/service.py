@@ -115,6 +115,16 @@ class Fleet:
         self._awake = AwakeClock(clock.monotonic(), self.timers.max_step_s)
         self._entries: dict[NodeId, _Entry] = {}
 
+    def installed_versions(self, engine: str) -> frozenset[str]:
+        """Return every version of `engine` that some node said it has, when it last said what it has."""
+        found: set[str] = set()
+        for entry in self._entries.values():
+            told = entry.observation.engines if entry.observation is not None else ()
+            found.update(*(fact.installed_versions for fact in told if fact.engine == engine))
+            if not told:
+                found.update(*(fact["installed_versions"] for fact in entry.row.engines if fact["engine"] == engine))
+        return frozenset(found)
+
     async def load(self) -> None:
         """Read the nodes of former reigns: none of them counts as ready or lost before it had time to dial again.
 

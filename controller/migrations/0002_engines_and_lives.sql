@@ -10,6 +10,17 @@ ALTER TABLE controller.version
     ADD COLUMN stage text NOT NULL DEFAULT 'candidate'
         CHECK (stage IN ('candidate', 'staging', 'production', 'retired'));
 
+-- Deleted by force while deployed: hidden, and gone for good when its last replica is.
+ALTER TABLE controller.version ADD COLUMN is_deleting boolean NOT NULL DEFAULT false;
+-- The highest number of a version that was deleted: numbers never come back.
+ALTER TABLE controller.model ADD COLUMN last_number integer NOT NULL DEFAULT 0 CHECK (last_number >= 0);
+
+-- Of which version a replica is: its deployment may have gone on to another. NULL: of its deployment's.
+ALTER TABLE controller.replica ADD COLUMN version_id text REFERENCES controller.version ON DELETE RESTRICT;
+UPDATE controller.replica SET version_id = deployment.version_id
+  FROM controller.deployment WHERE deployment.deployment_id = replica.deployment_id;
+CREATE INDEX replica_by_version ON controller.replica (version_id);
+
 CREATE TABLE controller.stage_event (
     -- Every move of a version between stages, kept when the version is gone; hence no foreign key.
     seq bigserial PRIMARY KEY,
@@ -102,8 +113,9 @@ CREATE TABLE controller.idempotency (
     key text PRIMARY KEY CHECK (length(key) BETWEEN 1 AND 255),
     -- SHA-256 of method, path and body: the same key with another request is refused.
     request_sha256 text NOT NULL,
-    status integer NOT NULL,
-    answer jsonb NOT NULL,
+    -- 0 while the first request is at work; then the answer's HTTP status.
+    status integer NOT NULL DEFAULT 0,
+    answer jsonb NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX idempotency_by_age ON controller.idempotency (created_at);

@@ -151,8 +151,8 @@ class Commit:
                     message=f"deployment {name} is gone",
                 )
                 await self._events.record(work.connection, happening)
-        if steps.ended:
-            await registry_store.sweep_models(work.connection)
+        if steps.ended or steps.gone:
+            await registry_store.sweep(work.connection)
         for pull_id, node_id in steps.pulls.items():
             changed += await registry_store.assign_pull(work.connection, pull_id, node_id)
         if steps.relief:

@@ -87,7 +87,7 @@ def _removed(node_id: NodeId, picture: Picture) -> tuple[Sha256, ...]:
 
 
 def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> ReplicaOrder:
-    files = picture.files.get(deployment.version_id, ())
+    files = picture.files.get(row.version_id, ())
     return ReplicaOrder(
         replica_id=ReplicaId(row.replica_id),
         deployment=deployment.name,
@@ -98,7 +98,7 @@ def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> Re
         files=tuple(
             FileOrder(
                 want_id=PullId(""),
-                source=file.source or picture.sources[deployment.version_id],
+                source=file.source or picture.sources[row.version_id],
                 sha256=file.sha256,
                 size_bytes=file.size_bytes,
                 path=file.path,

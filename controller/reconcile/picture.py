@@ -14,7 +14,7 @@ from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.identity import store as identity_store
 from controller.identity.model import ApiKey
-from controller.registry import file_store
+from controller.registry import alias_store, file_store
 from controller.registry import store as registry_store
 from controller.registry.model import Alias, File, Pull, StoredPlace
 from core.devices import DeviceKind
@@ -60,7 +60,7 @@ async def read(connection: postgres.Connection) -> Picture:
         sources={version.version_id: version.source for version in await registry_store.versions(connection)},
         pulls=tuple(await registry_store.live_pulls(connection)),
         keys=tuple(await identity_store.all_keys(connection)),
-        aliases=tuple(await registry_store.aliases(connection)),
+        aliases=tuple(await alias_store.aliases(connection)),
         stored=tuple(stored),
     )
 
@@ -106,7 +106,7 @@ def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
         deployment_id=DeploymentId(row.deployment_id),
         name=row.name,
         generation=row.spec_generation,
-        replicas=row.replicas,
+        replicas=row.replicas if row.is_enabled else 0,
         engine=row.engine,
         footprint=footprint_of(row.footprint),
         file_digests=tuple(Sha256(file.sha256) for file in picture.files.get(row.version_id, ())),

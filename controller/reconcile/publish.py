@@ -12,7 +12,7 @@ from controller.fleet.model import NodeNow
 from controller.identity.model import ApiKey
 from controller.reconcile.lifecycle import is_past_lease
 from controller.reconcile.picture import Picture
-from controller.routes.model import KeyEntry, RoutableDeployment, RoutableReplica, Table
+from controller.routes.model import KeyEntry, RoutableAlias, RoutableDeployment, RoutableReplica, Table
 from controller.routes.table import table
 from core.ids import NodeId, ReplicaId
 from core.states import SERVING, Desired, NodeState, ReplicaState
@@ -29,7 +29,7 @@ def route_table(picture: Picture, live: Mapping[NodeId, NodeNow], *, lost_s: flo
         for row in picture.deployments
         if not row.is_deleting
     ]
-    aliases = {alias.name: alias.model for alias in picture.aliases}
+    aliases = [RoutableAlias(name=alias.name, model=alias.model, version=alias.version) for alias in picture.aliases]
     return table(deployments, aliases, [_key(key) for key in picture.keys], engine_seed=engine_seed)
 
 
@@ -56,10 +56,12 @@ def _deployment(
         replicas=tuple(
             _replica(replica, live.get(NodeId(replica.node_id)), lost_s)
             for replica in replicas
-            if ReplicaState(replica.state) in SERVING and replica.desired == Desired.RUN.value
+            if row.is_enabled and ReplicaState(replica.state) in SERVING and replica.desired == Desired.RUN.value
         ),
         waiting=standing(row, sights, refusal).waiting,
         created_at=row.created_at,
+        version=row.version,
+        disabled="" if row.is_enabled else row.disabled_answer,
     )
 
 
@@ -80,6 +82,7 @@ def _replica(row: Replica, node: NodeNow | None, lost_s: float) -> RoutableRepli
         port=row.port,
         node_state=node.state if node else NodeState.LOST,
         is_silent_past_lease=is_past_lease(node, lost_s),
+        version=row.version,
     )
 
 

@@ -13,8 +13,9 @@ SELECT 1 FROM controller.deployment
 """
 _START = """
 INSERT INTO controller.replica
-    (replica_id, deployment_id, spec_generation, node_id, engine, engine_version, settings, promises)
-SELECT %(replica_id)s, deployment_id, spec_generation, %(node_id)s, engine, engine_version, settings, %(promises)s
+    (replica_id, deployment_id, version_id, spec_generation, node_id, engine, engine_version, settings, promises)
+SELECT %(replica_id)s, deployment_id, version_id, spec_generation, %(node_id)s, engine, engine_version, settings,
+       %(promises)s
   FROM controller.deployment
  WHERE deployment_id = %(deployment_id)s AND spec_generation = %(spec_generation)s AND NOT is_deleting
 """

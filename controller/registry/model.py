@@ -14,6 +14,7 @@ class Model:
     model_id: str
     name: str
     is_deleting: bool
+    resource_version: int
     created_at: datetime
 
 
@@ -31,6 +32,8 @@ class Version:
     chat_template_sha256: str
     facts: Mapping[str, object]
     template_findings: Sequence[str]
+    stage: str
+    is_deleting: bool
     created_at: datetime
 
 
@@ -82,10 +85,32 @@ class StoredPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
-    """A stable public name that stands for a model."""
+    """A stable public name that stands for a model, or for one version of it (`version`, its number)."""
 
     name: str
     model: str
+    version: int | None
+    resource_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvent:
+    """One move of a version from one stage to another."""
+
+    at: datetime
+    from_stage: str
+    to_stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A deployment or an alias that needs a version of a model; `number` is None for an alias of the whole model."""
+
+    kind: str
+    name: str
+    number: int | None
+    is_leaving: bool
 
 
 @dataclass(frozen=True, kw_only=True)

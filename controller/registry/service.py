@@ -1,26 +1,33 @@
-"""The registry: models, versions, aliases, and what a deployment needs of them.
+"""The registry: models, their versions, and what a deployment needs of them.
 
-Comes in: names from the admin API. Goes out: rows, `DeployableVersion`, events. Pulls are next door in `pulls.py`.
-A version is immutable; a model is never deleted under a deployment.
+Comes in: names from the admin API. Goes out: rows, `DeployableVersion`, events. Pulls are next door in `pulls.py`,
+aliases in `aliases.py`, stages in `stages.py`. A version is immutable but for its stage, and is never deleted under a
+deployment.
 """
 
 import json
+from collections.abc import Awaitable, Callable, Sequence
 
 from adapters import facts as model_facts
 from controller.exchange import DeployableVersion, VersionFile
-from controller.registry import file_store, store
+from controller.registry import alias_store, file_store, store
 from controller.registry.catalog import CATALOG, CatalogEntry
-from controller.registry.model import Alias, CatalogueOfModels, Model, NewVersion, Template, Version
+from controller.registry.model import CatalogueOfModels, Model, NewVersion, Template, Use, Version
+from controller.versioned import check_version
 from core.errors import Failure
 from core.events import Happening, Subject
 from core.ids import IdSource, ModelName, Sha256, VersionId
 from core.infra import postgres
-from core.names import checked_name, did_you_mean
+from core.names import checked_name, did_you_mean, split_version, version_text
 from core.ports import EventLog, Wakeups
+from core.states import Stage
+
+Undeploy = Callable[[postgres.Connection, str], Awaitable[None]]
+"""Begins to delete the deployment of that name, in the transaction of that connection."""
 
 
 class Registry:
-    """Models and aliases; writes through `postgres`, tells the reconcile loop through `wakeups`."""
+    """Models and versions; writes through `postgres`, tells the reconcile loop through `wakeups`."""
 
     def __init__(
         self,
@@ -39,10 +46,10 @@ class Registry:
         """Return all models with versions, files, places and aliases, as `connection` sees them."""
         return CatalogueOfModels(
             models=tuple(await store.models(connection)),
-            versions=tuple(await store.versions(connection)),
+            versions=tuple(one for one in await store.versions(connection) if not one.is_deleting),
             files=tuple(await store.files(connection)),
             places=tuple(await store.places(connection)),
-            aliases=tuple(await store.aliases(connection)),
+            aliases=tuple(await alias_store.aliases(connection)),
         )
 
     async def model_in(self, connection: postgres.Connection, name: str) -> Model:
@@ -51,34 +58,83 @@ class Registry:
         Raises:
             Failure: `registry.model_not_found`, with the name that was probably meant.
         """
+        return (await self._meant(connection, name))[0]
+
+    async def named(self, connection: postgres.Connection, name: str) -> Model:
+        """Return the model `name`; an alias is none.
+
+        With `formats` it is the newest of those formats, if there is one.
+
+        Raises:
+            Failure: `registry.model_not_found`, with the name that was probably meant.
+        """
         found = await store.model(connection, name)
-        if found is None:
-            for alias in await store.aliases(connection):
-                if alias.name == name:
-                    found = await store.model(connection, alias.model)
         if found is None or found.is_deleting:
-            raise await self._unknown(connection, name)
+            raise await self.unknown(connection, name)
+        return found
+
+    async def locked(self, connection: postgres.Connection, name: str, expected: int | None = None) -> Model:
+        """Return the model `name` as it stands, held until the transaction ends.
+
+        Raises:
+            Failure: `registry.model_not_found`, or `request.version_conflict` when it is not at version `expected`.
+        """
+        await store.lock_model(connection, name)
+        model = await self.named(connection, name)
+        check_version("model", name, model.resource_version, expected)
+        return model
+
+    async def numbered(self, connection: postgres.Connection, model: Model, number: int) -> Version:
+        """Return version `number` of `model`.
+
+        Raises:
+            Failure: `registry.version_not_found`, with those that exist.
+        """
+        versions = await store.versions_of(connection, model.model_id)
+        found = next((version for version in versions if version.number == number), None)
+        if found is None:
+            there = ", ".join(f"v{version.number}" for version in versions)
+            raise Failure(
+                "registry.version_not_found",
+                f"model {model.name!r} has no version {number}",
+                hint=f"it has {there}" if there else f"it has none; `slice pull {model.name}` brings one",
+                param="model",
+            )
         return found
 
     async def deployable(
         self, connection: postgres.Connection, name: str, formats: frozenset[str] | None = None
     ) -> DeployableVersion:
-        """Return the newest version of the model `name`; one of the catalogue that needs no file is registered here.
+        """Return the version that `name` means: `m@v2`, or of `m` the newest that is not retired.
 
-        With `formats` it is the newest of those formats, if there is one.
+        With `formats` the newest of those formats, if there is one. A model of the catalogue that needs no file is
+        registered here.
 
         Raises:
-            Failure: `registry.model_not_found`, `registry.version_not_found`.
+            Failure: `request.invalid_name`, `registry.model_not_found`, `registry.version_not_found`.
         """
+        name, number = split_version(name)
         entry = CATALOG.get(name)
         if entry is not None and entry.is_builtin:
             await self.register_builtin(connection, entry)
-        model = await self.model_in(connection, name)
-        versions = [one for one in await store.versions(connection) if one.model_id == model.model_id]
-        fitting = [one for one in versions if formats is None or one.format in formats]
-        if not versions:
-            raise Failure("registry.version_not_found", f"model {name!r} has no version", hint=f"`slice pull {name}`")
-        return await self._deployable(connection, model, (fitting or versions)[-1])
+        model, pinned = await self._meant(connection, name)
+        if number is None:
+            number = pinned
+        if number is not None:
+            version = await self.numbered(connection, model, number)
+        else:
+            version = newest(model.name, await store.versions_of(connection, model.model_id), formats)
+        return await self._deployable(connection, model, version)
+
+    async def _meant(self, connection: postgres.Connection, name: str) -> tuple[Model, int | None]:
+        found, number = await store.model(connection, name), None
+        if found is None:
+            for alias in await alias_store.aliases(connection):
+                if alias.name == name:
+                    found, number = await store.model(connection, alias.model), alias.version
+        if found is None or found.is_deleting:
+            raise await self.unknown(connection, name)
+        return found, number
 
     async def version(self, connection: postgres.Connection, version_id: str) -> DeployableVersion:
         """Return one version by its id.
@@ -129,28 +185,35 @@ class Registry:
         if model.is_deleting:
             raise being_deleted(name)
         if not await store.insert_version(connection, self._ids.fresh("ver"), model.model_id, new):
+            if all(one.digest != new.digest for one in await store.versions_of(connection, model.model_id)):
+                raise being_deleted(name)  # the same content, deleted by force and not quite gone
             return False
+        await store.touch_model(connection, model.model_id)
         message = f"model {name} has a new version {new.digest[:19]}"
         await self._record(connection, "model_registered", name, message, digest=new.digest)
         return True
 
-    async def copy(self, name: str, to: str) -> None:
-        """Give the newest version of `name` a second name; no file is copied.
+    async def copy(self, name: str, to: str, *, expected: int | None = None) -> None:
+        """Give the version that `name` means (as for `deployable`) a second name; no file is copied.
 
         Raises:
-            Failure: `registry.model_not_found`, `registry.name_taken`, `request.invalid_name`.
+            Failure: `registry.model_not_found`, `registry.version_not_found`, `registry.name_taken`,
+                `request.invalid_name`, `request.version_conflict`.
         """
         checked_name("model", to)
         async with self._database.transaction() as connection:
-            model = await self.model_in(connection, name)
+            source, number = split_version(name)
+            model, pinned = await self._meant(connection, source)
+            check_version("model", model.name, model.resource_version, expected)
+            number = pinned if number is None else number
+            if number is None:
+                version = newest(model.name, await store.versions_of(connection, model.model_id))
+            else:
+                version = await self.numbered(connection, model, number)
             await self.check_free(connection, to)
-            version = await store.latest(connection, model.model_id)
-            if version is None:
-                raise Failure("registry.version_not_found", f"model {name!r} has no version")
             if not await store.ensure_model(connection, self._ids.fresh("mod"), to):
-                raise _taken(to)
-            copied = await store.model(connection, to)
-            assert copied is not None, "made in this transaction"
+                raise taken(to)
+            copied = await self.named(connection, to)
             new = await self._same(connection, version)
             await store.insert_version(connection, self._ids.fresh("ver"), copied.model_id, new)
             await self._record(connection, "model_copied", to, f"model {to} was copied from {model.name}")
@@ -186,58 +249,64 @@ class Registry:
             template_findings=tuple(template.findings),
         )
 
-    async def delete(self, name: str, *, force: bool) -> None:
-        """Delete a model; with `force` one that is still deployed vanishes from sight now and for good later.
+    async def delete(
+        self,
+        name: str,
+        number: int | None = None,
+        *,
+        undeploy: Undeploy | None,
+        expected: int | None = None,
+        connection: postgres.Connection | None = None,
+    ) -> None:
+        """Delete a model, or its version `number`, when nothing uses it.
+
+        With `undeploy` the aliases and deployments that use it go too: it vanishes from sight now, and for good when
+        the last replica has.
 
         Raises:
-            Failure: `registry.model_not_found`, `registry.model_in_use`.
+            Failure: `registry.model_not_found`, `registry.version_not_found`, `registry.model_in_use`,
+                `request.version_conflict`.
         """
-        async with self._database.transaction() as connection:
-            model = await store.model(connection, name)
-            if model is None or model.is_deleting:
-                raise await self._unknown(connection, name)
-            if not await store.delete_model(connection, model.model_id):
-                if not force:
-                    raise in_use(name, ())
-                await store.hide_model(connection, model.model_id)
-            await self._record(connection, "model_deleted", name, f"model {name} was deleted")
+        async with self._database.work(connection) as work:
+            model = await self.locked(work, name, expected)
+            version = None if number is None else await self.numbered(work, model, number)
+            uses = [use for use in await store.uses(work, model.model_id) if number is None or use.number == number]
+            await self._freed(work, version_text(name, number), uses, undeploy)
+            if version is None:
+                if not await store.delete_model(work, model.model_id):
+                    await self._check_leaving(work, model, number, undeploy)
+                    await store.hide_model(work, model.model_id)
+                await self._record(work, "model_deleted", name, f"model {name} was deleted")
+            else:
+                if not await store.delete_version(work, version):
+                    await self._check_leaving(work, model, number, undeploy)
+                    await store.hide_version(work, version.version_id)
+                await store.touch_model(work, model.model_id)
+                message = f"version {number} of model {name} was deleted"
+                await self._record(work, "version_deleted", name, message, digest=version.digest)
         self._wakeups.wake("model_deleted")
 
-    async def aliases(self) -> list[Alias]:
-        """Return every alias."""
-        async with self._database.connection() as connection:
-            return await store.aliases(connection)
+    async def _check_leaving(
+        self, connection: postgres.Connection, model: Model, number: int | None, undeploy: Undeploy | None
+    ) -> None:
+        """Check that what still holds a model is on its way out; a deployment may have come since we looked."""
+        uses = await store.uses(connection, model.model_id)
+        come = [use for use in uses if not use.is_leaving and number in (None, use.number)]
+        if come and undeploy is None:
+            raise in_use(version_text(model.name, number), come)
 
-    async def put_alias(self, name: str, model_name: str) -> Alias:
-        """Let `name` stand for the model `model_name` from now on.
-
-        Raises:
-            Failure: `request.invalid_name`, `registry.name_taken`, `registry.model_not_found`.
-        """
-        checked_name("alias", name)
-        async with self._database.transaction() as connection:
-            if await store.model(connection, name) is not None:
-                raise _taken(name)
-            model = await store.model(connection, model_name)
-            if model is None or model.is_deleting:
-                raise await self._unknown(connection, model_name)
-            await store.put_alias(connection, name, model.model_id)
-            await self._record(connection, "alias_set", model_name, f"alias {name} stands for model {model_name}")
-        self._wakeups.wake("alias_set")
-        return Alias(name=name, model=model_name)
-
-    async def delete_alias(self, name: str) -> None:
-        """Delete an alias.
-
-        Raises:
-            Failure: `registry.alias_not_found`.
-        """
-        async with self._database.transaction() as connection:
-            if not await store.delete_alias(connection, name):
-                known = [alias.name for alias in await store.aliases(connection)]
-                raise Failure("registry.alias_not_found", f"there is no alias {name!r}.{did_you_mean(name, known)}")
-            await self._record(connection, "alias_deleted", name, f"alias {name} was deleted")
-        self._wakeups.wake("alias_deleted")
+    async def _freed(
+        self, connection: postgres.Connection, what: str, uses: Sequence[Use], undeploy: Undeploy | None
+    ) -> None:
+        living = [use for use in uses if not use.is_leaving]
+        if living and undeploy is None:
+            raise in_use(what, living)
+        for use in living:
+            if use.kind == "alias":
+                await alias_store.delete(connection, use.name)
+                await self._record(connection, "alias_deleted", use.name, f"alias {use.name} was deleted")
+            elif undeploy is not None:
+                await undeploy(connection, use.name)
 
     async def check_free(self, connection: postgres.Connection, name: str) -> None:
         """Check that no alias is called `name`, so that a model may be.
@@ -245,7 +314,7 @@ class Registry:
         Raises:
             Failure: `registry.name_taken`.
         """
-        if any(alias.name == name for alias in await store.aliases(connection)):
+        if any(alias.name == name for alias in await alias_store.aliases(connection)):
             raise Failure(
                 "registry.name_taken",
                 f"{name!r} is an alias",
@@ -253,7 +322,8 @@ class Registry:
                 param="name",
             )
 
-    async def _unknown(self, connection: postgres.Connection, name: str) -> Failure:
+    async def unknown(self, connection: postgres.Connection, name: str) -> Failure:
+        """Return the failure of a name that no model has."""
         known = [model.name for model in await store.models(connection)]
         hint = f"`slice pull {name}` brings it" if name in CATALOG else "`slice list` shows all"
         return Failure(
@@ -270,7 +340,27 @@ class Registry:
         await self._events.record(connection, happening)
 
 
-def _taken(name: str) -> Failure:
+def newest(name: str, versions: Sequence[Version], formats: frozenset[str] | None = None) -> Version:
+    """Return the last of `versions`, oldest first, that is not retired; one of `formats` before any other.
+
+    Raises:
+        Failure: `registry.version_not_found`.
+    """
+    usable = [version for version in versions if version.stage != Stage.RETIRED.value]
+    if versions and not usable:
+        raise Failure(
+            "registry.version_not_found",
+            f"every version of model {name!r} is retired",
+            hint=f"name one, as {version_text(name, versions[-1].number)}, or move one back to candidate",
+        )
+    if not usable:
+        raise Failure("registry.version_not_found", f"model {name!r} has no version", hint=f"`slice pull {name}`")
+    eaten = [version for version in usable if formats is None or version.format in formats]
+    return (eaten or usable)[-1]
+
+
+def taken(name: str) -> Failure:
+    """Return the failure of giving a name that a model has."""
     return Failure("registry.name_taken", f"a model named {name!r} exists", hint="choose another name", param="name")
 
 
@@ -284,9 +374,15 @@ def being_deleted(name: str) -> Failure:
     )
 
 
-def in_use(name: str, deployments: tuple[str, ...]) -> Failure:
-    """Return the failure of deleting a model that `deployments` serve."""
-    named = f" by {', '.join(deployments)}" if deployments else ""
+def in_use(what: str, uses: Sequence[Use]) -> Failure:
+    """Return the failure of deleting a model or version (`what`) that `uses` need; it names them all."""
+    words = []
+    for kind, plural in (("deployment", "deployments"), ("alias", "aliases")):
+        names = [use.name for use in uses if use.kind == kind]
+        if names:
+            words.append(f"{kind if len(names) == 1 else plural} {', '.join(names)}")
     return Failure(
-        "registry.model_in_use", f"model {name!r} is deployed{named}", hint="delete the deployment first, or use force"
+        "registry.model_in_use",
+        f"model {what!r} is used by {' and '.join(words)}",
+        hint="delete those first, or use force",
     )

@@ -1,23 +1,25 @@
-"""The registry's SQL. Called by the services of `controller.registry` alone."""
+"""The registry's SQL but that of aliases and stages. Called by the services of `controller.registry` and the loop."""
+
+from typing import LiteralString
 
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from controller.registry import file_store
-from controller.registry.model import Alias, File, FilePlace, Model, NewVersion, Pull, Version
+from controller.registry.model import File, FilePlace, Model, NewVersion, Pull, Use, Version
 from core.infra import postgres
 
-_MODEL = "SELECT model_id, name, is_deleting, created_at FROM controller.model"
+_MODEL = "SELECT model_id, name, is_deleting, resource_version, created_at FROM controller.model"
 _MODELS = _MODEL + " WHERE NOT is_deleting ORDER BY name"
 _MODEL_BY_NAME = _MODEL + " WHERE name = %(name)s"
 _MODEL_BY_ID = _MODEL + " WHERE model_id = %(model_id)s"
 _VERSION = """
 SELECT version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts,
-       template_findings, created_at
+       template_findings, stage, is_deleting, created_at
   FROM controller.version
 """
 _VERSIONS = _VERSION + " ORDER BY model_id, number"
-_LATEST = _VERSION + " WHERE model_id = %(model_id)s ORDER BY number DESC LIMIT 1"
+_VERSIONS_OF = _VERSION + " WHERE model_id = %(model_id)s AND NOT is_deleting ORDER BY number"
 _FILE = "SELECT version_id, position, path, sha256, size_bytes, source FROM controller.file"
 _FILES = _FILE + " ORDER BY version_id, position"
 _FILES_OF = _FILE + " WHERE version_id = %(version_id)s ORDER BY position"
@@ -25,17 +27,15 @@ _PLACES = """
 SELECT DISTINCT node_file.sha256, node_id, node.name AS node_name
   FROM controller.node_file JOIN controller.node USING (node_id) ORDER BY node_name
 """
-_ALIASES = """
-SELECT alias.name, model.name AS model FROM controller.alias JOIN controller.model USING (model_id)
- WHERE NOT is_deleting ORDER BY alias.name
-"""
 _INSERT_MODEL = """
 INSERT INTO controller.model (model_id, name) VALUES (%(model_id)s, %(name)s) ON CONFLICT (name) DO NOTHING
 """
 _INSERT_VERSION = """
 INSERT INTO controller.version
     (version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts)
-SELECT %(version_id)s, %(model_id)s, coalesce(max(number), 0) + 1, %(digest)s, %(source)s, %(format)s, %(size_bytes)s,
+SELECT %(version_id)s, %(model_id)s,
+       greatest(coalesce(max(number), 0), (SELECT last_number FROM controller.model WHERE model_id = %(model_id)s)) + 1,
+       %(digest)s, %(source)s, %(format)s, %(size_bytes)s,
        %(chat_template_sha256)s, %(facts)s
   FROM controller.version WHERE model_id = %(model_id)s
 ON CONFLICT (model_id, digest) DO NOTHING
@@ -48,11 +48,21 @@ ORDER BY name
 """
 _HIDE_MODEL = "UPDATE controller.model SET is_deleting = true WHERE model_id = %(model_id)s"
 _DELETE_MODEL = "DELETE FROM controller.model WHERE model_id = %(model_id)s"
-_PUT_ALIAS = """
-INSERT INTO controller.alias (name, model_id) VALUES (%(name)s, %(model_id)s)
-ON CONFLICT (name) DO UPDATE SET model_id = excluded.model_id
+_LOCK_MODEL = "SELECT 1 FROM controller.model WHERE name = %(name)s FOR UPDATE"
+_TOUCH_MODEL = "UPDATE controller.model SET resource_version = resource_version + 1 WHERE model_id = %(model_id)s"
+_HIDE_VERSION = "UPDATE controller.version SET is_deleting = true WHERE version_id = %(version_id)s"
+_DELETE_VERSION = "DELETE FROM controller.version WHERE version_id = %(version_id)s"
+_KEEP_NUMBER = """
+UPDATE controller.model SET last_number = greatest(last_number, %(number)s) WHERE model_id = %(model_id)s
 """
-_DELETE_ALIAS = "DELETE FROM controller.alias WHERE name = %(name)s"
+_USES = """
+SELECT 'deployment' AS kind, deployment.name, number, deployment.is_deleting AS is_leaving
+  FROM controller.deployment JOIN controller.version USING (version_id) WHERE model_id = %(model_id)s
+UNION ALL
+SELECT 'alias', alias.name, number, false
+  FROM controller.alias LEFT JOIN controller.version USING (version_id) WHERE alias.model_id = %(model_id)s
+ ORDER BY kind DESC, name
+"""
 _PULL = """
 SELECT pull_id, model_name, source, engine, node_id, state, bytes_done, bytes_total, code, message, hint, created_at,
        finished_at
@@ -74,10 +84,20 @@ _ASSIGN_PULL = """
 UPDATE controller.pull SET node_id = %(node_id)s, state = 'queued'
  WHERE pull_id = %(pull_id)s AND finished_at IS NULL AND node_id IS DISTINCT FROM %(node_id)s
 """
+# A version is held by deployments, and by replicas that a deployment has left behind on its way to another version.
+_SWEEP_VERSIONS = """
+DELETE FROM controller.version
+ WHERE is_deleting
+   AND NOT EXISTS (SELECT 1 FROM controller.deployment WHERE deployment.version_id = version.version_id)
+   AND NOT EXISTS (SELECT 1 FROM controller.replica WHERE replica.version_id = version.version_id)
+"""
 _SWEEP_MODELS = """
 DELETE FROM controller.model
- WHERE is_deleting AND NOT EXISTS (SELECT 1 FROM controller.version JOIN controller.deployment USING (version_id)
-                                    WHERE version.model_id = model.model_id)
+ WHERE is_deleting
+   AND NOT EXISTS (SELECT 1 FROM controller.version JOIN controller.deployment USING (version_id)
+                    WHERE version.model_id = model.model_id)
+   AND NOT EXISTS (SELECT 1 FROM controller.version JOIN controller.replica USING (version_id)
+                    WHERE version.model_id = model.model_id)
 """
 _INSERT_PULL = """
 INSERT INTO controller.pull (pull_id, model_name, source, engine, state, bytes_done, bytes_total, finished_at)
@@ -115,13 +135,13 @@ async def model_by_id(connection: postgres.Connection, model_id: str) -> Model |
 
 
 async def versions(connection: postgres.Connection) -> list[Version]:
-    """Return every version, by model and number."""
+    """Return every version, by model and number, those that are being deleted too."""
     return await postgres.fetch_all(connection, Version, _VERSIONS)
 
 
-async def latest(connection: postgres.Connection, model_id: str) -> Version | None:
-    """Return the newest version of a model."""
-    return await postgres.fetch_one(connection, Version, _LATEST, {"model_id": model_id})
+async def versions_of(connection: postgres.Connection, model_id: str) -> list[Version]:
+    """Return the versions of a model that are not being deleted, oldest first."""
+    return await postgres.fetch_all(connection, Version, _VERSIONS_OF, {"model_id": model_id})
 
 
 async def files(connection: postgres.Connection) -> list[File]:
@@ -137,11 +157,6 @@ async def files_of(connection: postgres.Connection, version_id: str) -> list[Fil
 async def places(connection: postgres.Connection) -> list[FilePlace]:
     """Return which nodes hold which content."""
     return await postgres.fetch_all(connection, FilePlace, _PLACES)
-
-
-async def aliases(connection: postgres.Connection) -> list[Alias]:
-    """Return every alias, by name."""
-    return await postgres.fetch_all(connection, Alias, _ALIASES)
 
 
 async def names(connection: postgres.Connection) -> list[str]:
@@ -174,14 +189,24 @@ async def insert_version(connection: postgres.Connection, version_id: str, model
     return True
 
 
+async def lock_model(connection: postgres.Connection, name: str) -> None:
+    """Hold the row of the model `name` until the transaction ends."""
+    await connection.execute(_LOCK_MODEL, {"name": name})
+
+
+async def touch_model(connection: postgres.Connection, model_id: str) -> None:
+    """Count a change of a model."""
+    await postgres.execute(connection, _TOUCH_MODEL, {"model_id": model_id})
+
+
+async def uses(connection: postgres.Connection, model_id: str) -> list[Use]:
+    """Return the deployments, then the aliases, that need a model or a version of it."""
+    return await postgres.fetch_all(connection, Use, _USES, {"model_id": model_id})
+
+
 async def delete_model(connection: postgres.Connection, model_id: str) -> bool:
-    """Delete a model with its versions and aliases; return False when a deployment holds one of its versions."""
-    try:
-        async with connection.transaction():
-            await postgres.execute(connection, _DELETE_MODEL, {"model_id": model_id})
-    except (pg.ForeignKeyViolation, pg.RestrictViolation):
-        return False
-    return True
+    """Delete a model with its versions and aliases; return False when a deployment or replica holds one of them."""
+    return await _deleted(connection, _DELETE_MODEL, {"model_id": model_id})
 
 
 async def hide_model(connection: postgres.Connection, model_id: str) -> None:
@@ -189,14 +214,24 @@ async def hide_model(connection: postgres.Connection, model_id: str) -> None:
     await postgres.execute(connection, _HIDE_MODEL, {"model_id": model_id})
 
 
-async def put_alias(connection: postgres.Connection, name: str, model_id: str) -> None:
-    """Let the alias `name` stand for a model from now on."""
-    await postgres.execute(connection, _PUT_ALIAS, {"name": name, "model_id": model_id})
+async def delete_version(connection: postgres.Connection, version: Version) -> bool:
+    """Delete a version, whose number never comes back; return False when a deployment or replica holds it."""
+    await postgres.execute(connection, _KEEP_NUMBER, {"model_id": version.model_id, "number": version.number})
+    return await _deleted(connection, _DELETE_VERSION, {"version_id": version.version_id})
 
 
-async def delete_alias(connection: postgres.Connection, name: str) -> bool:
-    """Delete an alias; return whether there was one."""
-    return bool(await postgres.execute(connection, _DELETE_ALIAS, {"name": name}))
+async def hide_version(connection: postgres.Connection, version_id: str) -> None:
+    """Mark a version as being deleted."""
+    await postgres.execute(connection, _HIDE_VERSION, {"version_id": version_id})
+
+
+async def _deleted(connection: postgres.Connection, query: LiteralString, row: postgres.Params) -> bool:
+    try:
+        async with connection.transaction():
+            await postgres.execute(connection, query, row)
+    except (pg.ForeignKeyViolation, pg.RestrictViolation):
+        return False
+    return True
 
 
 async def pulls(connection: postgres.Connection) -> list[Pull]:
@@ -219,9 +254,9 @@ async def assign_pull(connection: postgres.Connection, pull_id: str, node_id: st
     return bool(await postgres.execute(connection, _ASSIGN_PULL, {"pull_id": pull_id, "node_id": node_id}))
 
 
-async def sweep_models(connection: postgres.Connection) -> int:
-    """Delete the models that were deleted by force and that no deployment holds any more."""
-    return await postgres.execute(connection, _SWEEP_MODELS)
+async def sweep(connection: postgres.Connection) -> int:
+    """Delete the models and versions that were deleted by force and that nothing holds any more."""
+    return await postgres.execute(connection, _SWEEP_VERSIONS) + await postgres.execute(connection, _SWEEP_MODELS)
 
 
 async def active_pull(connection: postgres.Connection, model_name: str, source: str) -> Pull | None:

@@ -10,7 +10,10 @@ from core.states import NodeState
 
 @dataclass(frozen=True, kw_only=True)
 class RoutableReplica:
-    """One replica that could be routed to: it is ready and wanted; the table looks at its node."""
+    """One replica that could be routed to: it is ready and wanted; the table looks at its node.
+
+    `version` is the number of the model's version that it serves: during a change of versions not its deployment's.
+    """
 
     replica_id: ReplicaId
     incarnation: int
@@ -18,11 +21,15 @@ class RoutableReplica:
     port: int
     node_state: NodeState
     is_silent_past_lease: bool
+    version: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutableDeployment:
-    """One deployment with its routable replicas; `waiting` is a sentence without numbers that move by themselves."""
+    """One deployment with its routable replicas; `waiting` is a sentence without numbers that move by themselves.
+
+    `disabled` is "" while it is enabled, else what doors answer (a `core.states.DisabledAnswer`).
+    """
 
     name: str
     model: str
@@ -31,6 +38,17 @@ class RoutableDeployment:
     replicas: tuple[RoutableReplica, ...]
     waiting: str
     created_at: datetime
+    version: int
+    disabled: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutableAlias:
+    """One alias: it stands for a model, or for version `version` of it."""
+
+    name: str
+    model: str
+    version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +64,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One public name; without targets it exists but nothing serves it, and `waiting` says why."""
+    """One public name; without targets it exists but nothing serves it, and `waiting` says why.
+
+    `disabled` is "" while its deployment is enabled, else a `core.states.DisabledAnswer`.
+    """
 
     public_name: str
     deployment: str
@@ -56,6 +77,7 @@ class Route:
     targets: tuple[Target, ...]
     waiting: str
     created_unix_s: int
+    disabled: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,34 +5,59 @@ requests only when no other can: the node may be well and the line to it broken.
 has not reported yet.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
-from controller.routes.model import KeyEntry, RoutableDeployment, RoutableReplica, Route, Table, Target
+from controller.routes.model import KeyEntry, RoutableAlias, RoutableDeployment, RoutableReplica, Route, Table, Target
 from core.apikeys import engine_key
+from core.names import version_text
 from core.states import NodeState
 
 
 def table(
     deployments: Sequence[RoutableDeployment],
-    aliases: Mapping[str, str],
+    aliases: Sequence[RoutableAlias],
     keys: Sequence[KeyEntry],
     *,
     engine_seed: bytes,
 ) -> Table:
-    """Return the table: one route per deployment, and one per alias that no deployment's name hides.
-
-    An alias stands for the model's deployment of the same name, else for its oldest one.
-    """
+    """Return the table: one route per deployment, and one per alias that no deployment's name hides."""
     routes = {item.name: _route(item.name, item, engine_seed) for item in deployments}
-    for alias, model in aliases.items():
-        if alias in routes:
+    for alias in aliases:
+        if alias.name in routes:
             continue
-        serving = [item for item in deployments if item.model == model]
-        serving.sort(key=lambda item: (item.name != model, item.created_at, item.name))
-        routes[alias] = _route(alias, serving[0], engine_seed) if serving else _undeployed(alias, model)
+        serving = meant(alias, deployments)
+        routes[alias.name] = _route(alias.name, serving, engine_seed) if serving else _undeployed(alias)
     return Table(
         routes=tuple(routes[name] for name in sorted(routes)), keys=tuple(sorted(keys, key=lambda key: key.kid))
     )
+
+
+def meant(alias: RoutableAlias, deployments: Sequence[RoutableDeployment]) -> RoutableDeployment | None:
+    """Return the deployment that an alias stands for, or None.
+
+    1. Of a model: an enabled deployment of it before a disabled one, the one of the same name before the oldest.
+    2. Of one version: the same among the deployments of that version, and of it alone are the replicas. A deployment
+       that has left the version counts last, while replicas of the version still serve.
+    """
+    version = alias.version
+    serving = [item for item in deployments if item.model == alias.model]
+    if version is not None:
+        serving = [
+            dataclasses.replace(item, replicas=tuple(one for one in item.replicas if one.version == version))
+            for item in serving
+        ]
+        serving = [item for item in serving if item.version == version or item.replicas]
+    serving.sort(
+        key=lambda item: (
+            bool(item.disabled),
+            version not in (None, item.version),
+            item.name != alias.model,
+            item.created_at,
+            item.name,
+        )
+    )
+    return serving[0] if serving else None
 
 
 def chosen(replicas: Sequence[RoutableReplica]) -> tuple[RoutableReplica, ...]:
@@ -65,17 +90,18 @@ def _route(public_name: str, deployment: RoutableDeployment, engine_seed: bytes)
         targets=targets,
         waiting="" if targets else deployment.waiting or "no replica is ready",
         created_unix_s=int(deployment.created_at.timestamp()),
+        disabled=deployment.disabled,
     )
 
 
-def _undeployed(alias: str, model: str) -> Route:
+def _undeployed(alias: RoutableAlias) -> Route:
     return Route(
-        public_name=alias,
+        public_name=alias.name,
         deployment="",
         served_name="",
         engine="",
         endpoints=(),
         targets=(),
-        waiting=f"model {model} is not deployed",
+        waiting=f"model {version_text(alias.model, alias.version)} is not deployed",
         created_unix_s=0,
     )

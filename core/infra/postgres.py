@@ -124,6 +124,19 @@ class Database:
             self._on_commit()
 
     @asynccontextmanager
+    async def work(self, joined: Connection | None) -> AsyncIterator[Connection]:
+        """Lend `joined`, whose transaction is its owner's to end, or without one a transaction as `transaction` does.
+
+        Raises:
+            Failure: `storage.unavailable` as for `connection`.
+        """
+        if joined is not None:
+            yield joined
+            return
+        async with self.transaction() as own:
+            yield own
+
+    @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:
         """Lend a connection whose reads all see the same instant (repeatable read, read only).
 

@@ -31,6 +31,7 @@ TABLE: Mapping[str, tuple[int, str, str | None]] = {
     "door.parameter_unsupported": (400, "invalid_request_error", "unsupported_parameter"),
     "door.engine_refused": (400, "invalid_request_error", "invalid_request"),
     "door.model_not_ready": (503, "server_error", "model_not_ready"),
+    "door.model_disabled": (503, "server_error", "model_disabled"),
     "door.no_routes": (503, "server_error", "no_routes"),
     "door.engine_busy": (503, "server_error", "engine_busy"),
     "door.engine_unreachable": (503, "server_error", "engine_unreachable"),
@@ -41,8 +42,8 @@ TABLE: Mapping[str, tuple[int, str, str | None]] = {
 
 _UNKNOWN = (500, "server_error", "internal_error")
 _UNKNOWN_TEXT = "The front door failed to answer this request; try again, and tell the operator if it stays."
-_NEVER_RETRY = frozenset({"door.engine_timeout"})
-"""The SDK retries every 5xx; after a timeout that would only load a slow engine again."""
+_NEVER_RETRY = frozenset({"door.engine_timeout", "door.model_disabled"})
+"""The SDK retries every 5xx: after a timeout that would load a slow engine again, and nothing enables by itself."""
 _LONGEST_REFUSAL = 300
 _TELLTALE = re.compile(
     r"traceback|exception|\.(?:py|cpp|cc|go|rs|cu|hpp?)\b|(?:^|[\s'\"(=])/[\w.-]+/|https?://|\b\d{1,3}(?:\.\d{1,3}){3}\b"

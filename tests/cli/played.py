@@ -32,6 +32,7 @@ class PlayedCluster:
         self.models: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}
         self.deployments: dict[str, Any] = {}
+        self.stages: list[Any] = []
         self.replicas: list[Any] = []
         self.nodes: list[Any] = [things.node()]
         self.keys: list[Any] = [things.key()]
@@ -156,6 +157,11 @@ class PlayedCluster:
             return 200, {"items": list(self.models.values())}
         if rest[0] not in self.models:
             raise Refused(404, "registry.model_not_found", f"no model '{rest[0]}'", "`slice list` shows the models")
+        if rest[1:] == ["versions", "1", "template"]:
+            found = {"model": rest[0], "version": 1, "sha256": "00", "text": self.template}
+            return 200, {**found, "findings": self.models[rest[0]]["versions"][0].get("template_findings", [])}
+        if rest[1:2] == ["versions"]:
+            return self._versions(method, rest, query, body)
         if method == "POST":
             self.models[body["to"]] = {**self.models[rest[0]], "name": body["to"]}
             return 201, self.models[body["to"]]
@@ -164,9 +170,6 @@ class PlayedCluster:
                 raise Refused(409, "registry.model_in_use", f"{rest[0]} is deployed", "use force")
             del self.models[rest[0]]
             return 204, None
-        if rest[1:] == ["versions", "1", "template"]:
-            found = {"model": rest[0], "version": 1, "sha256": "00", "text": self.template}
-            return 200, {**found, "findings": self.models[rest[0]]["versions"][0].get("template_findings", [])}
         return 200, self.models[rest[0]]
 
     def _store(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
@@ -176,21 +179,50 @@ class PlayedCluster:
         total = sum(item["size_bytes"] for item in items)
         return 200, {"dry_run": body["dry_run"], "items": items, "total_bytes": total, "kept": []}
 
+    def _versions(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        model = self.models[rest[0]]
+        found = [one for one in model["versions"] if one["number"] == int(rest[2])]
+        if not found:
+            raise Refused(404, "registry.version_not_found", f"model '{rest[0]}' has no version {rest[2]}")
+        if method == "DELETE":
+            if self.deployments and query.get("force") != "true":
+                raise Refused(409, "registry.model_in_use", "it is used by deployment smollm2", "use force")
+            model["versions"].remove(found[0])
+            return 204, None
+        if rest[3:] == ["stages"]:
+            return 200, {"items": self.stages}
+        if method == "PUT":
+            if (found[0]["stage"], body["stage"]) == ("candidate", "production"):
+                raise Refused(409, "registry.stage_conflict", "it is candidate: it cannot go to production")
+            move = {"at": things.CREATED, "from": found[0]["stage"], "to": body["stage"], "reason": body["reason"]}
+            self.stages.append(move)
+            found[0]["stage"] = body["stage"]
+        return 200, {"model": rest[0], **found[0]}
+
     def _aliases(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
         if not rest:
-            return 200, {"items": [{"name": name, "model": model} for name, model in self.aliases.items()]}
+            return 200, {"items": [self._alias(name) for name in self.aliases]}
         if method == "DELETE":
             if self.aliases.pop(rest[0], None) is None:
                 raise Refused(404, "registry.alias_not_found", f"no alias '{rest[0]}'")
             return 204, None
         self.aliases[rest[0]] = body["model"]
-        return 200, {"name": rest[0], "model": body["model"]}
+        return 200, self._alias(rest[0])
+
+    def _alias(self, name: str) -> dict[str, Any]:
+        model, _, number = self.aliases[name].partition("@v")
+        return {"name": name, "model": model, "version": int(number) if number else None, "resource_version": 1}
 
     def _deployments(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        if method == "POST" and rest[1:] == ["copy"]:
+            self.deployments[body["to"]] = {**self.deployments[rest[0]], "name": body["to"]}
+            return 201, self.deployments[body["to"]]
         if method == "POST":
+            model, _, number = body["model"].partition("@v")
             made = things.starting(
-                name=body["name"] or body["model"],
-                model=body["model"],
+                name=body["name"] or model,
+                model=model,
+                version=int(number or 1),
                 settings=body["settings"],
                 replicas=body["replicas"],
             )

@@ -87,8 +87,7 @@ def test_rm_of_a_deployed_model_is_refused_with_the_way_out(filled: PlayedCluste
     ended = slice_("rm", "smollm2")
     assert ended.code == 5
     assert ended.err == (
-        "error[registry.model_in_use]: smollm2 is deployed\n"
-        "hint: `slice rm --force smollm2` deletes its deployments too\n"
+        "error[registry.model_in_use]: smollm2 is deployed\nhint: `slice rm --force smollm2` deletes what uses it too\n"
     )
 
 

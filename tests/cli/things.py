@@ -10,6 +10,7 @@ def model(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
     version = {
         "number": 1,
         "id": "ver_00000000000000000001",
+        "stage": "candidate",
         "digest": "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
         "source": "pypi:smollm2-gguf==1.0/SmolLM2.gguf",
         "format": "gguf",
@@ -24,6 +25,7 @@ def model(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
     }
     return {
         "name": name,
+        "resource_version": 2,
         "created_at": CREATED,
         "aliases": [],
         "deployments": [],
@@ -57,7 +59,12 @@ def deployment(name: str = "smollm2", **changes: Any) -> dict[str, Any]:
         "settings": {"context": 4096},
         "replicas": 1,
         "ready_replicas": 1,
+        "current_replicas": 1,
         "generation": 1,
+        "resource_version": 1,
+        "requires": [],
+        "is_enabled": True,
+        "disabled_answer": "unavailable",
         "is_deleting": False,
         "created_at": CREATED,
         "updated_at": CREATED,
@@ -80,6 +87,7 @@ def replica(number: int = 1, **changes: Any) -> dict[str, Any]:
         "id": f"rep_{number:020d}",
         "deployment": "smollm2",
         "model": "smollm2",
+        "version": 1,
         "node": "box",
         "engine": "llamacpp",
         "engine_version": "0.3.1",

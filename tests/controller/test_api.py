@@ -156,11 +156,18 @@ async def test_copies_and_aliases_point_at_one_file(cluster: Cluster) -> None:
     await cluster.ok("POST", "pulls", {"name": "fake"})
     copy = await cluster.ok("POST", "models/fake/copy", {"to": "other"})
     assert copy["versions"][0]["digest"] == "builtin:fake"
-    assert await cluster.ok("PUT", "aliases/chat", {"model": "other"}) == {"name": "chat", "model": "other"}
+    assert await cluster.ok("PUT", "aliases/chat", {"model": "other"}) == {
+        "name": "chat",
+        "model": "other",
+        "version": None,
+        "resource_version": 1,
+    }
     assert (await cluster.get("models/chat"))["name"] == "other"
     assert error(await cluster.request("PUT", "/api/v1/aliases/fake", {"model": "other"}))[0] == 409
     assert error(await cluster.request("POST", "/api/v1/models/fake/copy", {"to": "chat"}))[0] == 409
-    await cluster.request("DELETE", "/api/v1/models/other")
+    status, refused = await cluster.request("DELETE", "/api/v1/models/other")
+    assert (status, refused["error"]["message"]) == (409, "model 'other' is used by alias chat")
+    assert (await cluster.request("DELETE", "/api/v1/models/other?force=true"))[0] == 204
     assert (await cluster.get("aliases"))["items"] == []
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.contract import ModelFacts
+from controller.deployments.choosing import chosen_adapter
 from controller.deployments.mirror import lost, mirrored
 from controller.deployments.model import Deployment, RefusalRow, Replica
-from controller.deployments.service import chosen_adapter
 from controller.deployments.waiting import Sight, standing
 from controller.exchange import Observation, ReplicaReport
 from controller.fleet import session
@@ -18,7 +19,7 @@ from controller.fleet.model import Ack, Heartbeat, NodeNow, Refuse
 from controller.fleet.store import node_name
 from controller.reconcile.lifecycle import has_drained, is_gone
 from controller.routes.doors import DOOR_LEASE_S, Doors
-from controller.routes.model import DoorReport, RoutableDeployment, RoutableReplica
+from controller.routes.model import DoorReport, RoutableAlias, RoutableDeployment, RoutableReplica
 from controller.routes.table import table
 from core.errors import Failure
 from core.ids import NodeId, ReplicaId
@@ -33,6 +34,8 @@ def replica(**fields: Any) -> Replica:
     values: dict[str, Any] = {
         "replica_id": REPLICA,
         "deployment_id": "dep_1",
+        "version_id": "ver_1",
+        "version": 1,
         "spec_generation": 1,
         "node_id": "nod_1",
         "engine": "fake",
@@ -71,6 +74,9 @@ def deployment(**fields: Any) -> Deployment:
         "generation": 1,
         "spec_generation": 1,
         "footprint": {},
+        "requires": [],
+        "is_enabled": True,
+        "disabled_answer": "unavailable",
         "is_deleting": False,
         "created_at": NOW,
         "updated_at": NOW,
@@ -144,7 +150,13 @@ def test_only_growing_heartbeats_are_acknowledged(numbers: list[int]) -> None:
 
 def routable(name: str, state: NodeState, *, is_past: bool = False) -> RoutableReplica:
     return RoutableReplica(
-        replica_id=ReplicaId(name), incarnation=1, host="h", port=1, node_state=state, is_silent_past_lease=is_past
+        replica_id=ReplicaId(name),
+        incarnation=1,
+        host="h",
+        port=1,
+        node_state=state,
+        is_silent_past_lease=is_past,
+        version=1,
     )
 
 
@@ -160,20 +172,30 @@ def routable(name: str, state: NodeState, *, is_past: bool = False) -> RoutableR
     ids=["suspect yields to ready", "suspect alone serves", "offline may serve", "lost never", "only lost"],
 )
 def test_new_requests_go_where_they_may_be_answered(replicas: list[RoutableReplica], expected: list[str]) -> None:
-    made = table([routable_deployment("m", replicas)], {}, [], engine_seed=b"s")
+    made = table([routable_deployment("m", replicas)], [], [], engine_seed=b"s")
     assert [target.replica_id for target in made.routes[0].targets] == expected
     assert bool(made.routes[0].waiting) is not bool(expected)
 
 
 def routable_deployment(name: str, replicas: list[RoutableReplica], model: str = "m") -> RoutableDeployment:
     return RoutableDeployment(
-        name=name, model=model, engine="fake", endpoints=("chat",), replicas=tuple(replicas), waiting="", created_at=NOW
+        name=name,
+        model=model,
+        engine="fake",
+        endpoints=("chat",),
+        replicas=tuple(replicas),
+        waiting="",
+        created_at=NOW,
+        version=1,
     )
 
 
 def test_an_alias_stands_for_the_models_own_deployment_and_never_hides_one() -> None:
     deployments = [routable_deployment("other", []), routable_deployment("m", [])]
-    made = table(deployments, {"chat": "m", "other": "m", "none": "gone"}, [], engine_seed=b"s")
+    aliases = [
+        RoutableAlias(name=name, model=model) for name, model in (("chat", "m"), ("other", "m"), ("none", "gone"))
+    ]
+    made = table(deployments, aliases, [], engine_seed=b"s")
     assert {route.public_name: route.deployment for route in made.routes} == {
         "chat": "m",
         "m": "m",
@@ -343,11 +365,15 @@ def test_a_stopped_replica_is_forgotten_only_when_its_node_says_so(
     assert is_gone(row, node(observation=seen), generation=3, lost_s=11) is expected
 
 
+def facts(model_format: str) -> ModelFacts:
+    return ModelFacts(format=model_format, size_bytes=1)
+
+
 def test_the_engine_is_chosen_by_the_models_format_and_drills_never_by_accident() -> None:
-    assert chosen_adapter(None, "gguf").name == "llamacpp"
-    assert chosen_adapter(None, "").name == "fake"
+    assert chosen_adapter(None, facts("gguf")).name == "llamacpp"
+    assert chosen_adapter(None, facts("")).name == "fake"
     with pytest.raises(Failure) as caught:
-        chosen_adapter(None, "safetensors")
+        chosen_adapter(None, facts("safetensors"))
     assert caught.value.code == "engine.format_unsupported"
 
 

@@ -72,6 +72,7 @@ def route(
     served: str = "",
     waiting: str = "",
     endpoints=("chat", "completions"),
+    disabled: str = "",
 ) -> routes_pb2.Route:
     return routes_pb2.Route(
         public_name=name,
@@ -82,6 +83,7 @@ def route(
         targets=targets,
         waiting=waiting,
         created_unix_s=1_700_000_000,
+        disabled=disabled,
     )
 
 

@@ -2,7 +2,18 @@
 
 import pytest
 
-from core.states import OCCUPYING, REPLICA_TRANSITIONS, SERVING, TARGET, Event, ReplicaState, next_replica_state
+from core.states import (
+    OCCUPYING,
+    REPLICA_TRANSITIONS,
+    SERVING,
+    STAGE_MOVES,
+    TARGET,
+    Event,
+    ReplicaState,
+    Stage,
+    next_replica_state,
+    stage_path,
+)
 
 AT_REST = set(ReplicaState) - set(TARGET)
 
@@ -60,3 +71,19 @@ def test_what_serves_occupies_and_what_gave_up_does_not():
 def test_states_whose_engine_may_live_occupy():
     with_process = {ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.STOPPING}
     assert with_process | {ReplicaState.LOST} <= OCCUPYING
+
+
+def test_production_is_entered_from_staging_alone_and_retirement_left_to_the_start_alone():
+    assert [stage for stage in Stage if Stage.PRODUCTION in STAGE_MOVES[stage]] == [Stage.STAGING]
+    assert STAGE_MOVES[Stage.RETIRED] == {Stage.CANDIDATE}
+    assert all(Stage.RETIRED in STAGE_MOVES[stage] for stage in Stage if stage is not Stage.RETIRED)
+
+
+@pytest.mark.parametrize("start", list(Stage))
+@pytest.mark.parametrize("end", list(Stage))
+def test_the_way_from_stage_to_stage_is_made_of_allowed_moves(start, end):
+    here = start
+    for there in stage_path(start, end):
+        assert there in STAGE_MOVES[here]
+        here = there
+    assert here is end

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.apikeys import ENTROPY_BYTES, digests_match, engine_key, key_digest, parse_key, render_key
 from core.errors import Failure
 from core.ids import render_id
-from core.names import checked_name, did_you_mean
+from core.names import checked_name, did_you_mean, split_version, version_text
 from core.sources import SourceKind, parse_source
 from core.units import GIB, MIB, bytes_from_text, seconds_from_text, text_from_bytes, text_from_seconds
 
@@ -220,3 +220,35 @@ def test_any_text_is_a_source_or_a_failure(text):
         except Failure as failure:
             code = failure.code
             assert code.startswith("source."), code
+
+
+# Names with versions
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("smollm2", ("smollm2", None)),
+        ("smollm2@latest", ("smollm2", None)),
+        ("smollm2@v2", ("smollm2", 2)),
+        ("smollm2@12", ("smollm2", 12)),
+        ("llama3.2@v1", ("llama3.2", 1)),
+    ],
+)
+def test_a_name_with_a_version_is_split(text, expected):
+    assert split_version(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "@", "@v1", "m@", "m@v", "m@v0", "m@v01", "m@-1", "m@v1@v2", "m@v1 ", "m@" + "9" * 12]
+)
+def test_what_names_no_version_is_refused_with_the_form(text):
+    with pytest.raises(Failure) as caught:
+        split_version(text)
+    assert caught.value.code == "request.invalid_name"
+    assert "MODEL@vN" in caught.value.hint
+
+
+@given(st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,20}\Z"), st.none() | st.integers(1, 999_999_999))
+def test_a_version_is_written_as_it_is_read(name, number):
+    assert split_version(version_text(name, number)) == (name, number)
