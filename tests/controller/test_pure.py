@@ -371,9 +371,10 @@ def facts(model_format: str) -> ModelFacts:
 
 def test_the_engine_is_chosen_by_the_models_format_and_drills_never_by_accident() -> None:
     assert chosen_adapter(None, facts("gguf")).name == "llamacpp"
+    assert chosen_adapter(None, facts("safetensors")).name == "vllm"
     assert chosen_adapter(None, facts("")).name == "fake"
     with pytest.raises(Failure) as caught:
-        chosen_adapter(None, facts("safetensors"))
+        chosen_adapter(None, facts("onnx"))
     assert caught.value.code == "engine.format_unsupported"
 
 
