@@ -152,12 +152,12 @@ def launch_request(
 
 
 @contextlib.contextmanager
-def running(name: str, request: LaunchRequest, path: str) -> Iterator[Engine]:
+def running(name: str, request: LaunchRequest, path: str, **more: str) -> Iterator[Engine]:
     """Start what the adapter describes as the node agent does: its files and links, its environment, its probe."""
     launch = adapter(name).launch(request)
     work = Path(request.work_dir)
     base = launching.engine_base_environment({**os.environ, "PATH": path})
-    env = {**base, **launch.env, **launching.device_environment(request.devices)}
+    env = {**base, **launch.env, **launching.device_environment(request.devices), **more}
     spec = ShimSpec(
         shim_id="x", argv=launch.argv, env=env, cwd=work, log_path=work, record_dir=work, socket_path=work,
         incarnation=1, stop_grace_s=1.0, log_max_bytes=1,

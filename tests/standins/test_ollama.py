@@ -233,6 +233,39 @@ def test_a_client_that_leaves_frees_the_only_slot_at_once(engine: Engine) -> Non
     assert timed(lambda: chat(engine, stream=False)) < 2.0
 
 
+def test_a_model_is_unloaded_when_told_and_loaded_again_by_a_request(
+    ollama_program: str, chat_model: ModelFile, tmp_path: Path
+) -> None:
+    request = launch_request(tmp_path / "work", ollama_program, free_port(), (chat_model,))
+    with running("ollama", request, os.environ["PATH"]) as engine:
+        for step in adapter("ollama").provision(request):
+            engine.ask(step.method, step.path, step.body)
+        children = psutil.Process(engine.process.pid).children
+        answer = engine.ask("POST", "/api/generate", {"model": "tiny", "keep_alive": 0})
+        assert answer.json["done_reason"] == "unload"
+        until(lambda: not children(), 10, "the unloading")
+        assert engine.ask("GET", "/api/ps").json["models"] == []
+        assert chat(engine, stream=False, keep_alive="1s").status == 200
+        until(lambda: not children(), 10, "the unloading after its time")
+
+
+def test_a_full_queue_is_busy(programs: Path, chat_model: ModelFile, tmp_path: Path) -> None:
+    """The stand-in only: the real queue holds requests that wait for a load, which cannot be timed from outside."""
+    request = launch_request(tmp_path / "work", str(programs / "ollama"), free_port(), (chat_model,))
+    with running("ollama", request, os.environ["PATH"], OLLAMA_MAX_QUEUE="1") as engine:
+        for step in adapter("ollama").provision(request):
+            engine.ask(step.method, step.path, step.body)
+        answers: list = []
+        asked = {"options": {"num_predict": 200}, "stream": False}
+        threads = [threading.Thread(target=lambda: answers.append(chat(engine, **asked))) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert {answer.status for answer in answers} == {200, 503}
+    assert next(one for one in answers if one.status == 503).json["error"].startswith("server busy")
+
+
 # The imitation of OpenAI's API, whose faults are why the door speaks the native one
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
 from adapters.registry import adapter
@@ -123,3 +124,19 @@ async def test_a_client_that_leaves_frees_the_only_slot_within_a_moment(door: Ru
         await stream.close()
         async with asyncio.timeout(1.0):
             await client.chat.completions.create(model="little", messages=HI, max_tokens=1)
+
+
+async def test_an_engine_that_breaks_in_the_middle_ends_the_stream_with_an_error(
+    door: RunningDoor, engine: Engine
+) -> None:
+    (child,) = psutil.Process(engine.process.pid).children()
+    async with door.client() as client:
+        stream = await client.chat.completions.create(model="little", messages=HI, stream=True, max_tokens=4000)
+        chunks = aiter(stream)
+        await anext(chunks)
+        child.kill()
+        with pytest.raises(openai.APIError, match="failed to answer"):
+            async for _ in chunks:
+                pass
+        again = await client.chat.completions.create(model="little", messages=HI, max_tokens=1)
+    assert again.usage.completion_tokens == 1

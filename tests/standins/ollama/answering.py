@@ -189,7 +189,13 @@ def _check_logprobs(request: Mapping) -> None:
 def _guarded(events: Iterator[dict]) -> Iterator[dict]:
     """Turn llama.cpp's failures into Ollama's: its status and raw text before anything came, else a broken run."""
     try:
-        yield from events
+        is_whole = False
+        for event in events:
+            choices = event.get("choices") or [{}]
+            is_whole = bool(event.get("stop") or choices[0].get("finish_reason"))
+            yield event
+        if not is_whole:
+            raise RunnerError(0, "unexpected EOF")
     except RunnerError as error:
         raise ApiError(error.status or 500, error.text.strip() if error.status else _GONE + error.text) from error
 
