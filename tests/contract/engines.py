@@ -3,6 +3,7 @@
 In: an adapter, settings, a model file. Out: `RunningEngine`. Engines and their environments: `tests/engine_models.py`.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from adapters.contract import JsonValue, LaunchRequest
 from adapters.registry import adapter
@@ -88,7 +91,12 @@ class RunningEngine:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
+            # Engines of several processes leave the others behind when only the first is killed.
+            family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
         self.process.wait(10)
 
     def request(self, method: str, path: str, body: object = None, *, key: str = KEY, timeout_s: float = 20) -> Reply:
@@ -117,9 +125,9 @@ class RunningEngine:
     def _is_settled(self) -> bool:
         return self.process.poll() is not None or self.health_status() == self.adapter.health.ready_status
 
-    def wait_until_ready(self) -> "RunningEngine":
+    def wait_until_ready(self, timeout_s: float = START_DEADLINE_S) -> "RunningEngine":
         """Wait until it is healthy as declared."""
-        until(self._is_settled, START_DEADLINE_S, self.adapter.name)
+        until(self._is_settled, timeout_s, self.adapter.name)
         assert self.process.poll() is None, self.log.read_text()
         return self
 

@@ -2,8 +2,8 @@
 
 Run by path in the engine's environment: `python -I serve.py FILE`. Uses the standard library, `vllm` and what it brings
 only. vLLM's worker processes import this file again, so importing it must do nothing. Exits 0 after SIGTERM, 2 when the
-file or an argument is unusable, 3 when vLLM does not start, 4 when the port is not ours; the reason stands in the last
-line on stderr.
+file or an argument is unusable, 3 when vLLM does not start, 4 when the port is not ours, 5 when vLLM's engine process
+died; the reason stands in the last line on stderr.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ OPEN_PATHS = frozenset({"/health"})
 GUARDED_PATHS = frozenset({"/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/metrics"})
 """What may be used with the key. vLLM's own key leaves dozens of paths open that pause it, load code or read memory."""
 
-_READY, _ENDING = "slice: serving", "slice: asked to end"
+_GOODBYE_S = 2
+"""Seconds that open answers get after SIGTERM; without a limit a client that reads nothing keeps the server alive."""
 
 
 def is_key_right(authorization: bytes, digest: bytes) -> bool:
@@ -79,8 +80,26 @@ def _port_fault(host, port):
     return ""
 
 
+def _loop_that_notes(signals):
+    """Return a maker of event loops that put each signal they handle into `signals`.
+
+    vLLM handles SIGTERM itself and returns alike when it was asked to end and when its engine died.
+    """
+    import uvloop
+
+    class Loop(uvloop.Loop):
+        def add_signal_handler(self, number, callback, *arguments):
+            def noted():
+                signals.add(number)
+                callback(*arguments)
+
+            super().add_signal_handler(number, noted)
+
+    return Loop
+
+
 def _end_now(*_):
-    print(_ENDING, flush=True)
+    print("slice: asked to end", flush=True)
     os._exit(0)
 
 
@@ -104,6 +123,7 @@ def main():
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
+    signals = set()
     try:
         parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
         # The key never becomes an argument: vLLM logs those that differ from its defaults.
@@ -112,12 +132,14 @@ def main():
     except (SystemExit, TypeError, ValueError) as error:
         _fail(2, f"vLLM does not take its arguments ({error}); the lines above say why")
     try:
-        uvloop.run(run_server(parsed))
+        uvloop.run(run_server(parsed, timeout_graceful_shutdown=_GOODBYE_S), loop_factory=_loop_that_notes(signals))
     except KeyboardInterrupt:
         _end_now()
     except Exception as error:
         traceback.print_exc()
         _fail(3, f"vLLM did not start or broke; the lines above say why ({type(error).__name__})")
+    if not signals:
+        _fail(5, "vLLM's engine died; the lines above say why")
     os._exit(0)
 
 
