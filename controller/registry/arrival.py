@@ -13,7 +13,11 @@ from adapters import facts as model_facts
 from controller.exchange import FileReport, VersionFile
 from controller.registry.model import NewVersion, Pull
 from core.errors import Failure
+from core.formats import magic
 from core.sources import ModelSource, parse_source
+
+_FORMATS = frozenset({magic.GGUF, magic.SAFETENSORS})
+_ONLY = "only safetensors and GGUF are taken"
 
 
 def arrived(pull: Pull, report: FileReport) -> NewVersion:
@@ -21,7 +25,7 @@ def arrived(pull: Pull, report: FileReport) -> NewVersion:
 
     Raises:
         Failure: `source.digest_mismatch` when it is not what the pull pinned, `source.invalid` when the node names
-            another kind of source, `request.invalid_json` or `request.invalid_field` for facts that are none.
+            another place, `format.refused`, `request.invalid_json` or `request.invalid_field` for facts that are none.
     """
     source = parse_source(pull.source)
     files = _files(source, report)
@@ -32,6 +36,8 @@ def arrived(pull: Pull, report: FileReport) -> NewVersion:
             hint="the source changed under its name: do not use it before you know why",
         )
     facts = model_facts.facts_from_json(report.facts_json)
+    if facts.format not in _FORMATS:
+        raise Failure("format.refused", f"the node brought the format {facts.format[:40]!r}", hint=_ONLY)
     return NewVersion(
         digest=digest(files),
         source=_of_kind(report.resolved_source, source) or pull.source,

@@ -37,13 +37,16 @@ ON CONFLICT (node_id, sha256) DO UPDATE SET size_bytes = excluded.size_bytes,
     OR (excluded.used_at < now() AND node_file.used_at <> excluded.used_at)
 """
 _STORED = """
-SELECT node_id, node.name AS node_name, node_file.sha256, size_bytes, used_at,
-       EXISTS (SELECT 1 FROM controller.file_removal AS removal
-                WHERE removal.node_id = node_file.node_id AND removal.sha256 = node_file.sha256) AS is_leaving,
-       ARRAY(SELECT model.name || '@v' || version.number
-               FROM controller.file JOIN controller.version USING (version_id) JOIN controller.model USING (model_id)
-              WHERE file.sha256 = node_file.sha256 ORDER BY model.name, version.number) AS versions
-  FROM controller.node_file JOIN controller.node USING (node_id) ORDER BY node_name, node_file.sha256
+WITH owned AS (
+    SELECT sha256, array_agg(DISTINCT model.name || '@v' || version.number) AS versions
+      FROM controller.file JOIN controller.version USING (version_id) JOIN controller.model USING (model_id)
+     GROUP BY sha256
+)
+SELECT node_id, node.name AS node_name, sha256, size_bytes, used_at, removal.node_id IS NOT NULL AS is_leaving,
+       coalesce(versions, '{}') AS versions
+  FROM controller.node_file JOIN controller.node USING (node_id) LEFT JOIN owned USING (sha256)
+       LEFT JOIN controller.file_removal AS removal USING (node_id, sha256)
+ ORDER BY node_name, sha256
 """
 # Invariant: nothing is taken out that a version has; the check stands in the statement, so that no plan can be stale.
 _PUT_REMOVALS = """

@@ -21,7 +21,7 @@ from protos.slice.node.v1 import node_pb2 as pb
 from tests.controller.cluster import Cluster
 from tests.controller.played import GIB, PlayedNode
 from tests.controller.test_pure import NOW, node
-from tests.controller.test_versions import pull_of
+from tests.controller.test_versions import file, pull_of, pulled
 from tests.waiting import until_async
 
 DAY_S = 86_400.0
@@ -185,6 +185,14 @@ async def test_the_store_shows_who_uses_what_and_since_when(cluster: Cluster) ->
         assert items[0]["used_at"] == "2001-09-09T01:46:40.000Z"
         shown = (await cluster.get("store"))["nodes"][0]
         assert (shown["node"], shown["files"], shown["size_bytes"], shown["unused_bytes"]) == ("box", 2, 105, 5)
+
+
+async def test_one_content_at_two_paths_of_a_version_is_shown_once(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        files = [file("m.safetensors", "a"), file("special_tokens.json", "b"), file("added_tokens.json", "b")]
+        await pulled(cluster, node, {"name": "mine", "source": "hf:org/tiny"}, *files)
+        items = await until_stored(cluster, 2)
+        assert [one["versions"] for one in items] == [["mine@v1"], ["mine@v1"]]
 
 
 async def test_a_dry_run_says_what_would_go_and_a_real_one_asks_the_node(cluster: Cluster) -> None:

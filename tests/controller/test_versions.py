@@ -310,6 +310,13 @@ def test_what_was_pinned_is_what_must_come() -> None:
     assert caught.value.code == "source.digest_mismatch"
 
 
+def test_another_format_is_no_version() -> None:
+    report = FileReport(want_id=PullId("p"), state=PullState.DONE, sha256=sha("1"), facts_json='{"format": "pickle"}')
+    with pytest.raises(Failure) as caught:
+        arrived(pull_of("file:/models/tiny.gguf"), report)
+    assert caught.value.code == "format.refused"
+
+
 def test_the_stores_own_report_goes_before_a_finished_pulls() -> None:
     pull = FileReport(
         want_id=PullId("p"),
