@@ -74,7 +74,9 @@ def _node(adapter: Adapter, row: NodeRow, seen: Seen, default: str) -> Json:
                 **_install(every[version], wants.get(version)),
                 "is_default": version == default or (not default and version == newest_first(every)[0]),
                 "warning": floors.below_floor(adapter, version),
-                "deployments": _users(adapter.name, version, row.node_id, seen),
+                "deployments": _users(
+                    adapter.name, {version, "" if version == newest_first(every)[0] else version}, row.node_id, seen
+                ),
             }
             for version in newest_first(every)
         ],
@@ -110,13 +112,14 @@ def _install(reported: Mapping[str, Any], want: EngineWant | None) -> Json:
     }
 
 
-def _users(name: str, version: str, node_id: str, seen: Seen) -> list[str]:
+def _users(name: str, versions: set[str], node_id: str, seen: Seen) -> list[str]:
+    """Return the deployments with a replica of one of `versions` on a node; "" is the newest program there."""
     owners = {row.deployment_id: row.name for row in seen.picture.deployments}
     return sorted(
         {
             owners[row.deployment_id]
             for row in seen.picture.replicas
-            if (row.engine, row.engine_version, row.node_id) == (name, version, node_id)
+            if (row.engine, row.node_id) == (name, node_id) and row.engine_version in versions
         }
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from adapters.contract import Binary
 from core.errors import CODES, Failure
 from core.infra.logs import Log
+from core.infra.tasks import TaskGuard
 from core.units import text_from_bytes
 from node_agent.subprocesses import Children
 
@@ -39,36 +40,73 @@ class Taken:
     digest: str
 
 
+_Mark = tuple[int, ...]
+"""What tells one state of a file from another."""
+
+
+def _mark_of(path: Path) -> _Mark | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
 class Binaries:
     """Asks programs for their versions, each once for as long as its file does not change, and installs them."""
 
-    def __init__(self, *, environment: Mapping[str, str], children: Children, log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        children: Children,
+        guard: TaskGuard,
+        log: Log,
+        changed: Callable[[], None],
+    ) -> None:
         self._environment = environment
         self._children = children
+        self._guard = guard
         self._log = log
-        self._told: dict[str, tuple[tuple[int, ...], str]] = {}
-        self._asking = asyncio.Lock()
+        self._changed = changed
+        self._told: dict[str, tuple[_Mark, str]] = {}
+        self._questions: dict[str, asyncio.Task[str]] = {}
 
-    async def on_path(self, binary: Binary) -> Program | None:
-        """Return the program that the node's PATH leads to, None when there is none."""
+    async def on_path(self, binary: Binary, *, is_patient: bool) -> Program | None:
+        """Return the program that the node's PATH leads to, None when there is none.
+
+        Who is not patient gets a version of "" while the program has not told it; `changed` says when it has.
+        """
         found = await asyncio.to_thread(shutil.which, binary.executable, path=self._environment.get("PATH"))
         if found is None:
             return None
         path = Path(found).resolve()
-        return Program(path=str(path), version=await self.version_of(path, binary))
+        mark = await asyncio.to_thread(_mark_of, path)
+        known = self._told.get(str(path))
+        if known is not None and known[0] == mark:
+            return Program(path=str(path), version=known[1])
+        question = self._question(path, binary)
+        return Program(path=str(path), version=await asyncio.shield(question) if is_patient else "")
 
     async def version_of(self, path: Path, binary: Binary) -> str:
         """Return the version that a program tells of itself, "" when it tells none within 15 s."""
-        async with self._asking:
-            try:
-                facts = await asyncio.to_thread(path.stat)
-            except OSError:
-                return ""
-            mark = (facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_size)
-            known = self._told.get(str(path))
-            if known is None or known[0] != mark:
-                self._told[str(path)] = (mark, await self._asked(path, binary))
-            return self._told[str(path)][1]
+        return await asyncio.shield(self._question(path, binary))
+
+    def _question(self, path: Path, binary: Binary) -> "asyncio.Task[str]":
+        name = str(path)
+        if name not in self._questions:
+            self._questions[name] = self._guard.brief(f"version of {path.name}", self._answer(path, binary))
+            self._questions[name].add_done_callback(lambda _: self._questions.pop(name, None))
+        return self._questions[name]
+
+    async def _answer(self, path: Path, binary: Binary) -> str:
+        mark = await asyncio.to_thread(_mark_of, path)
+        if mark is None:
+            return ""
+        version = await self._asked(path, binary)
+        self._told[str(path)] = (mark, version)
+        self._changed()
+        return version
 
     async def _asked(self, path: Path, binary: Binary) -> str:
         argv = (str(path), *binary.version_argv)

@@ -55,7 +55,8 @@ def pip_progress(line: str) -> str:
     if found := _COLLECTING.match(line):
         return f"looking for {found[1]}"
     if line.startswith("Installing collected packages:"):
-        return f"unpacking {line.count(',') + 1} packages"
+        count = line.count(",") + 1
+        return f"unpacking {count} package{'' if count == 1 else 's'}"
     return ""
 
 

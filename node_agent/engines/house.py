@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from core.versions import newest_first, version_key
 from node_agent.engines.adoption import Adoptions
 from node_agent.engines.binaries import Binaries
 from node_agent.engines.environments import Environments
-from node_agent.engines.orders import EngineOrder, Install, Survey
+from node_agent.engines.orders import EngineOrder, Install, Now, Survey, merged
 from node_agent.engines.places import FailedInstall, Installed, Key, Marker, Places, size_below
 from node_agent.subprocesses import Children
 
@@ -41,15 +41,6 @@ InUse = Callable[[str, str], tuple[str, ...]]
 def back_off_s(attempts: int, chance: float) -> float:
     """Return the wait after `attempts` failures: min(600, 15 x 2^(n-1)) s, 20 % more or less by `chance` (0 to 1)."""
     return min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(attempts - 1, 16)) * (0.8 + 0.4 * chance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Now:
-    """What is done for one version at this moment, or what went wrong."""
-
-    state: InstallState
-    code: str = ""
-    message: str = ""
 
 
 class EngineHouse:
@@ -73,7 +64,7 @@ class EngineHouse:
         self._root = root
         self._adapter = adapter
         self._environments = Environments(wheel_dir=wheel_dir, environment=environment, children=children, log=log)
-        self._binaries = Binaries(environment=environment, children=children, log=log)
+        self._binaries = Binaries(environment=environment, children=children, guard=guard, log=log, changed=changed)
         self.adoptions = Adoptions(guard=guard, log=log, changed=changed)
         self._guard = guard
         self._log = log
@@ -82,7 +73,7 @@ class EngineHouse:
         self._pace = first_retry_s / _FIRST_RETRY_S
         self._installs: dict[Key, asyncio.Task[Installed | Failure]] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
-        self._now: dict[Key, _Now] = {}
+        self._now: dict[Key, Now] = {}
         self._orders: dict[Key, EngineOrder] = {}
         self._jobs: dict[Key, asyncio.Task[None]] = {}
         self._in_use: InUse = lambda engine, version: ()
@@ -115,7 +106,7 @@ class EngineHouse:
         key = (engine, version)
         if key in self._installs:
             await asyncio.shield(self._installs[key])
-        found = await self._programs(engine, binary)
+        found = await self._programs(engine, binary, is_patient=True)
         if version in found:
             return found[version]
         if not version and found:
@@ -128,14 +119,17 @@ class EngineHouse:
             hint=f"`slice engine install {engine}@VERSION --from SOURCE` brings it, or put it on the node's PATH",
         )
 
-    async def _programs(self, engine: str, binary: Binary) -> dict[str, str]:
-        """Return version -> path of every program of an engine, installed ones before the PATH's."""
+    async def _programs(self, engine: str, binary: Binary, *, is_patient: bool) -> dict[str, str]:
+        """Return version -> path of every program of an engine, installed ones before the PATH's.
+
+        A version is "" when the program does not tell it, or has not yet and nobody `is_patient`.
+        """
         found: dict[str, str] = {}
         for version in await asyncio.to_thread(self._places.versions, engine):
             marker = await asyncio.to_thread(self._places.marker, (engine, version))
             if marker is not None and marker.executable:
                 found[version] = str(self._places.of((engine, version)) / marker.executable)
-        program = await self._binaries.on_path(binary)
+        program = await self._binaries.on_path(binary, is_patient=is_patient)
         if program is not None:
             found.setdefault(program.version, program.path)
         return found
@@ -235,7 +229,7 @@ class EngineHouse:
         return self._locks.setdefault(key, asyncio.Lock())
 
     def _say(self, key: Key, state: InstallState, message: str, code: str = "") -> None:
-        now = _Now(state=state, code=code, message=message)
+        now = Now(state=state, code=code, message=message)
         if self._now.get(key) != now:
             self._now[key] = now
             self._changed()
@@ -359,15 +353,18 @@ class EngineHouse:
                 continue
             found = await asyncio.to_thread(self._on_disk, adapter.name)
             if plan.binary is not None:
-                programs = await self._programs(adapter.name, plan.binary)
+                # A survey goes between two heartbeats: it waits for no program.
+                programs = await self._programs(adapter.name, plan.binary, is_patient=False)
                 if programs:
                     executables[plan.binary.executable] = programs[newest_first(programs)[0]]
                 for version, path in programs.items():
+                    if not version:
+                        continue
                     message = f"found at {path}"
                     found.setdefault(version, Install(version=version, state=InstallState.READY, message=message))
             moving = {key for key in (*now, *orders) if key[0] == adapter.name}
             for key in moving:
-                found[key[1]] = _merged(key, found.get(key[1]), now.get(key), orders.get(key))
+                found[key[1]] = merged(key, found.get(key[1]), now.get(key), orders.get(key))
             kept = {version: install for version, install in found.items() if install is not None}
             installs[adapter.name] = tuple(kept[version] for version in newest_first(kept))
         return Survey(installs=installs, executables=executables)
@@ -388,24 +385,6 @@ class EngineHouse:
         if plan.binary is None and not plan.requirements:
             return (adapter.default_version,)
         return self._places.versions(adapter.name)
-
-
-def _merged(key: Key, there: Install | None, now: _Now | None, order: EngineOrder | None) -> Install | None:
-    """Return one version as it is told: what is done with it, over what lies on the disk."""
-    if now is None:
-        if there is None and order is not None and not order.is_removed:
-            return Install(version=key[1], state=InstallState.QUEUED)
-        if there is not None and there.message and order is not None and order.is_removed:
-            return replace(there, message=f"{there.message}: not ours to remove")
-        return there
-    return Install(
-        version=key[1],
-        state=now.state,
-        code=now.code,
-        message=now.message,
-        digest=there.digest if there else "",
-        size_bytes=there.size_bytes if there else 0,
-    )
 
 
 def _digest(path: str) -> str:

@@ -5,7 +5,7 @@ Made from protobuf by `node_agent.supervisor`, read back by `node_agent.inventor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core.states import InstallState
 from node_agent.engines.places import Key
@@ -37,6 +37,33 @@ class Install:
     message: str = ""
     digest: str = ""
     size_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """What is done for one version at this moment, or what went wrong."""
+
+    state: InstallState
+    code: str = ""
+    message: str = ""
+
+
+def merged(key: Key, there: Install | None, now: Now | None, order: EngineOrder | None) -> Install | None:
+    """Return one version as it is told: what is done with it, over what lies on the disk."""
+    if now is None:
+        if there is None and order is not None and not order.is_removed:
+            return Install(version=key[1], state=InstallState.QUEUED)
+        if there is not None and there.message and order is not None and order.is_removed:
+            return replace(there, message=f"{there.message}: not ours to remove")
+        return there
+    return Install(
+        version=key[1],
+        state=now.state,
+        code=now.code,
+        message=now.message,
+        digest=there.digest if there else "",
+        size_bytes=there.size_bytes if there else 0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

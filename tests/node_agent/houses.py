@@ -63,7 +63,7 @@ class Program(Fake):
 
 
 def script(path: Path, version: str) -> Path:
-    """Write a program that says `version`, and count in `<path>.asked` how often it was asked."""
+    """Write a program that says `version`, and notes in `<path>.asked` that it was asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\necho x >> "{path}.asked"\necho "demoserve version {version} (build 7)"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

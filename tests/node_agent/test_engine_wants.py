@@ -1,5 +1,6 @@
 """What operators want of engines on a node: installs that go on until they succeed, removals that respect replicas."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -126,7 +127,9 @@ async def test_a_program_on_the_path_is_found_and_asked_once_for_its_version(tmp
     program = script(tmp_path / "bin/demoserve", "2.0")
     async with house(tmp_path, Program()) as engines:
         for _ in range(3):
-            survey = await engines.survey((Program(),))
+            assert (await engines.survey((Program(),))).executables == {"demoserve": str(program)}
+            await until_state(engines, Program(), InstallState.READY, "2.0")
+        survey = await engines.survey((Program(),))
         assert survey.ready("demo") == ("2.0",)
         assert survey.executables == {"demoserve": str(program)}
         assert survey.installs["demo"][0].message == f"found at {program}"
@@ -135,11 +138,24 @@ async def test_a_program_on_the_path_is_found_and_asked_once_for_its_version(tmp
         assert Path(f"{program}.asked").read_text() == "x\n"
         script(program, "2.10.1")
         os.utime(program, (1, 1))
+        await until_state(engines, Program(), InstallState.READY, "2.10.1")
         assert (await engines.survey((Program(),))).ready("demo") == ("2.10.1",)
 
 
-async def test_a_program_that_hangs_on_its_version_has_none_and_is_found_all_the_same(tmp_path: Path) -> None:
+async def test_a_program_that_hangs_on_its_version_delays_no_survey(tmp_path: Path) -> None:
+    program = script(tmp_path / "bin/demoserve", "2.0")
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    async with house(tmp_path, Program()) as engines:
+        async with asyncio.timeout(2):
+            survey = await engines.survey((Program(),))
+        assert survey.executables == {"demoserve": str(program)}
+        pid = await trees.until(lambda: trees.pid_in(tmp_path / "pid"))
+    assert trees.is_gone(pid)
+
+
+async def test_a_program_that_does_not_say_its_version_is_found_all_the_same(tmp_path: Path) -> None:
     program = script(tmp_path / "bin/demoserve", "none at all")
+    program.write_text("#!/bin/sh\necho nothing\n")
     async with house(tmp_path, Program()) as engines:
         survey = await engines.survey((Program(),))
         assert survey.ready("demo") == ()
