@@ -68,6 +68,21 @@ TABLE: Table = {
         section=_CLUSTER,
         verbs=_verbs("nodes", "Commands", list_="List the nodes.", show="Show one node, its devices and its engines."),
     ),
+    "engine": GroupEntry(
+        summary="Install, upgrade, remove and adopt the engines of the nodes.",
+        section=_CLUSTER,
+        verbs=_verbs(
+            "engines",
+            "Commands",
+            list_="List the engines, their versions, and where they are.",
+            show="Show what an engine can, and where which of its versions is.",
+            install="Bring a version of an engine onto the nodes, beside those that are there.",
+            upgrade="Make a version the default, and move deployments to it.",
+            rollback="Return to the default before the last upgrade.",
+            remove="Remove a version of an engine from the nodes.",
+            adopt="List and serve the models of an engine that runs on a node already.",
+        ),
+    ),
     "key": GroupEntry(
         summary="Make and revoke API keys of the front door.",
         section=_CLUSTER,

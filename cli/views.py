@@ -70,8 +70,16 @@ def _of_newest(key: str) -> Callable[[Item, datetime], str]:
 
 
 def _places(model: Item, _: datetime) -> str:
-    files = newest_version(model).get("files") or []
-    return _shown(sorted({node for file in files for node in file.get("nodes") or []}))
+    version = newest_version(model)
+    files = version.get("files") or []
+    nodes = {node for file in files for node in file.get("nodes") or []}
+    return _shown(sorted({*nodes, *(version.get("adopted_on") or [])}))
+
+
+def _format(model: Item, _: datetime) -> str:
+    version = newest_version(model)
+    is_gone = version.get("is_available") is False
+    return _shown(f"{version.get('format')} (gone)" if is_gone else version.get("format"))
 
 
 def _memory(replica: Item, _: datetime) -> str:
@@ -160,7 +168,7 @@ MODELS = View(
         Column(title="NAME", cell=_text("name")),
         Column(title="ID", cell=lambda item, _: short_digest(newest_version(item))),
         Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
-        Column(title="FORMAT", cell=_of_newest("format")),
+        Column(title="FORMAT", cell=_format),
         Column(title="QUANT", cell=_of_newest("quantization")),
         Column(title="DEPLOYED AS", cell=_text("deployments")),
         Column(title="AGE", cell=_age("created_at"), is_number=True),

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from controller.api.stage import Parts, Stage
 from controller.deployments.service import Deployments
+from controller.engines.choosing import EngineVersions
+from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
@@ -20,6 +22,7 @@ from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
 from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.loop import LoopConfig, ReconcileLoop
+from controller.registry.adopted import AdoptedModels
 from controller.registry.aliases import Aliases
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
@@ -80,13 +83,30 @@ def build(
         heartbeat_s=facts.heartbeat_s,
         leader_epoch=leadership.epoch,
     )
+    versions = EngineVersions()
     deployments = Deployments(
-        database=database, versions=registry, installations=fleet, events=ledger, wakeups=wakeups, ids=entropy
+        database=database,
+        versions=registry,
+        installations=fleet,
+        engine_versions=versions,
+        events=ledger,
+        wakeups=wakeups,
+        ids=entropy,
+    )
+    engines = EngineInstallations(
+        database=database, versions=versions, deployments=deployments, events=ledger, wakeups=wakeups
     )
     routes = Routes(clock=clock, wakeups=wakeups, leader_epoch=leadership.epoch)
     lost_s = fleet.timers.lost_s
     absorb = Absorb(
-        database=database, leadership=leadership, deployments=deployments, pulls=pulls, events=ledger, lost_s=lost_s
+        database=database,
+        leadership=leadership,
+        deployments=deployments,
+        pulls=pulls,
+        engines=engines,
+        adopted=AdoptedModels(registry),
+        events=ledger,
+        lost_s=lost_s,
     )
     commit = Commit(database=database, leadership=leadership, events=ledger, ids=entropy, lost_s=lost_s)
     loop = ReconcileLoop(
@@ -110,6 +130,7 @@ def build(
         pulls=pulls,
         stores=stores,
         deployments=deployments,
+        engines=engines,
         fleet=fleet,
         logs=LogRelay(fleet=fleet, ids=entropy),
         routes=routes,

@@ -8,18 +8,32 @@ from dataclasses import dataclass
 
 from adapters.contract import ModelFacts
 from core.ids import ModelName, NodeId, PullId, ReplicaId, Sha256, VersionId
-from core.states import PullState, ReplicaState
+from core.states import InstallState, PullState, ReplicaState
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptedPlace:
+    """Where a model without a file of ours is served from: the node, its engine's loopback URL, its name there."""
+
+    node_name: str
+    base_url: str
+    remote_model: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeployableVersion:
-    """One version of a model with all that a deployment needs of it."""
+    """One version of a model with all that a deployment needs of it.
+
+    One that `is_adopted` lies in no store of ours; without a place no engine that is read has it any more.
+    """
 
     version_id: VersionId
     model: ModelName
     number: int
     facts: ModelFacts
     file_digests: tuple[Sha256, ...]
+    is_adopted: bool = False
+    adopted: AdoptedPlace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +91,50 @@ class FileReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineInstall:
+    """One version of an engine on a node, or on its way there; bytes as in `node.proto`."""
+
+    version: str
+    state: InstallState
+    code: str = ""
+    message: str = ""
+    digest: str = ""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptedModel:
+    """One model of an engine that somebody else runs; `sha256` is what that engine calls its digest."""
+
+    name: str
+    sha256: Sha256
+    size_bytes: int
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptedEngine:
+    """An engine that somebody else runs on a node; `message` says why it cannot be read now."""
+
+    base_url: str
+    version: str = ""
+    models: tuple[AdoptedModel, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineFact:
-    """Whether one engine can run on a node, on which devices, and if not, why."""
+    """Whether one engine can run on a node, on which devices, and if not, why; and all its versions there."""
 
     engine: str
     is_usable: bool
     reason: str
     device_kinds: tuple[str, ...]
     installed_versions: tuple[str, ...]
+    installs: tuple[EngineInstall, ...] = ()
+    adopted: AdoptedEngine | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

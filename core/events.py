@@ -16,6 +16,7 @@ class Subject(StrEnum):
     REPLICA = "replica"
     KEY = "key"
     DOOR = "door"
+    ENGINE = "engine"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,8 @@ async def _serve(
         children=children,
         guard=guard,
         log=log,
+        changed=changed.set,
+        chance=chance,
     )
     around = Surroundings(
         replicas_dir=config.data_dir / "replicas",

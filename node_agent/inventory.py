@@ -9,6 +9,7 @@ import platform
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from adapters.contract import Adapter, HostFacts
 from core.devices import DeviceReading
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
+from node_agent.engines.orders import Adopted, Install, Survey
 from protos.slice.node.v1 import node_pb2
 
 
@@ -40,13 +42,15 @@ def disk_free_bytes(data_dir: Path) -> int:
     return shutil.disk_usage(data_dir).free
 
 
-def _host_facts(readings: tuple[DeviceReading, ...]) -> HostFacts:
+def _host_facts(readings: tuple[DeviceReading, ...], survey: Survey) -> HostFacts:
     return HostFacts(
         system=platform.system().lower(),
         machine=platform.machine(),
         cpu_count=len(os.sched_getaffinity(0)),
         memory_bytes=int(psutil.virtual_memory().total),
         devices=readings,
+        executables=survey.executables,
+        installed={engine: survey.ready(engine) for engine in survey.installs},
     )
 
 
@@ -62,17 +66,17 @@ class Inventory:
         self._adapters = adapters
 
     async def engines(self) -> list[node_pb2.EngineFact]:
-        """Return which engines can run here now, and which versions are installed."""
-        readings = await self._devices.readings()
-        return await asyncio.to_thread(self._engine_facts, _host_facts(readings))
+        """Return which engines can run here now, their versions, and what others run here."""
+        readings, survey = await self._devices.readings(), await self._engines.survey(self._adapters())
+        return await asyncio.to_thread(self._engine_facts, _host_facts(readings, survey), survey)
 
     async def message(self) -> node_pb2.Inventory:
         """Return the inventory as it travels."""
-        readings = await self._devices.readings()
-        return await asyncio.to_thread(self._message, readings)
+        readings, survey = await self._devices.readings(), await self._engines.survey(self._adapters())
+        return await asyncio.to_thread(self._message, readings, survey)
 
-    def _message(self, readings: tuple[DeviceReading, ...]) -> node_pb2.Inventory:
-        host = _host_facts(readings)
+    def _message(self, readings: tuple[DeviceReading, ...], survey: Survey) -> node_pb2.Inventory:
+        host = _host_facts(readings, survey)
         disk = shutil.disk_usage(self._data_dir)
         return node_pb2.Inventory(
             hostname=socket.gethostname(),
@@ -83,18 +87,41 @@ class Inventory:
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
             devices=[reading_message(reading) for reading in readings],
-            engines=self._engine_facts(host),
+            engines=self._engine_facts(host, survey),
         )
 
-    def _engine_facts(self, host: HostFacts) -> list[node_pb2.EngineFact]:
-        return [self._fact(adapter, host) for adapter in self._adapters()]
+    def _engine_facts(self, host: HostFacts, survey: Survey) -> list[node_pb2.EngineFact]:
+        adopted = self._engines.adoptions.now()
+        return [self._fact(adapter, host, survey, adopted.get(adapter.name)) for adapter in self._adapters()]
 
-    def _fact(self, adapter: Adapter, host: HostFacts) -> node_pb2.EngineFact:
+    def _fact(self, adapter: Adapter, host: HostFacts, survey: Survey, adopted: Adopted | None) -> node_pb2.EngineFact:
         found = adapter.fingerprint(host)
         return node_pb2.EngineFact(
             engine=adapter.name,
             is_usable=found.is_usable,
             reason=found.reason,
             device_kinds=sorted(kind.value for kind in found.device_kinds),
-            installed_versions=self._engines.installed(adapter),
+            installed_versions=survey.ready(adapter.name),
+            installs=[_install_message(install) for install in survey.installs.get(adapter.name, ())],
+            adopted=None if adopted is None else _adopted_message(adopted),
         )
+
+
+def _install_message(install: Install) -> node_pb2.EngineInstall:
+    return node_pb2.EngineInstall(
+        version=install.version,
+        state=install.state.value,
+        code=install.code,
+        message=install.message,
+        digest=install.digest,
+        size_bytes=install.size_bytes,
+    )
+
+
+def _adopted_message(adopted: Adopted) -> node_pb2.AdoptedEngine:
+    return node_pb2.AdoptedEngine(
+        base_url=adopted.base_url,
+        version=adopted.version,
+        models=[node_pb2.AdoptedModel(**asdict(model)) for model in adopted.models],
+        message=adopted.message,
+    )

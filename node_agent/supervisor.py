@@ -16,6 +16,7 @@ from core.errors import Failure
 from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
 from node_agent import identity, shim_client
+from node_agent.engines.orders import EngineOrder
 from node_agent.files.wants import FileOrder, FileProgress
 from node_agent.identity import Applied
 from node_agent.runner import Runner
@@ -100,6 +101,7 @@ class Supervisor:
             self._begin(node_pb2.ReplicaWant(replica_id=replica_id, desired=Desired.STOP.value))
         await self._remove_files(desired.removed_files)
         self._around.pulls.apply([_order_of(want) for want in desired.files])
+        self._around.engines.apply([_engine_order_of(want) for want in desired.engines], self._users_of)
         self.changed.set()
 
     async def _remove_files(self, digests: Iterable[str]) -> None:
@@ -115,6 +117,18 @@ class Supervisor:
                 await self._around.pulls.remove(digest)
             except OSError as error:
                 self._around.log.warning("file_not_removed", sha256=digest, error=error.strerror)
+
+    def _users_of(self, engine: str, version: str) -> tuple[str, ...]:
+        """Return the replicas here that run an engine's version, or are about to, or take the newest there is."""
+        return tuple(
+            sorted(
+                replica_id
+                for replica_id, runner in self._runners.items()
+                if runner.want.engine == engine
+                and runner.want.engine_version in (version, "")
+                and not runner.has_stopped.is_set()
+            )
+        )
 
     def _left_behind(self) -> list[str]:
         """Return replicas that have a directory here but nobody who owns it."""
@@ -196,6 +210,16 @@ def _order_of(want: node_pb2.FileWant) -> FileOrder:
         size_bytes=want.size_bytes,
         is_cancelled=want.is_cancelled,
         formats=tuple(want.formats),
+    )
+
+
+def _engine_order_of(want: node_pb2.EngineWant) -> EngineOrder:
+    return EngineOrder(
+        engine=want.engine,
+        version=want.version,
+        source=want.source,
+        is_removed=want.is_removed,
+        adopt_url=want.adopt_url,
     )
 
 

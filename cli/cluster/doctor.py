@@ -1,48 +1,27 @@
 """`slice doctor`: what is wrong on this machine, in words, each with its cure. Reads only; changes nothing."""
 
 import asyncio
-import importlib.metadata
 import resource
 import shutil
 import site
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from packaging.version import Version
 
-from cli.cluster import door, listeners, lock, postgres, recording, wiring
+from cli.cluster import door, floors, listeners, lock, postgres, recording, wiring
+from cli.cluster.finding import Finding
 from cli.cluster.parts import recorded
 from core.errors import Failure
 from core.infra import cluster
 from core.infra.cluster import PORTS, ClusterBlock
 from core.infra.processes import family
+from core.infra.settings import process_environment
 from core.units import GIB, MIB, text_from_bytes
 from gateway.exposure import expected_open_ports
 
-# Floors below which a known vulnerability or a fault that hit us is open; reasons beside each.
-FLOORS: tuple[tuple[str, str, str], ...] = (
-    ("ray", "2.56", "token authentication and HAProxy mode"),
-    ("grpcio", "1.80", "leak of cancelled batches in older releases"),
-    ("protobuf", "7.36", "stubs are generated for it"),
-    ("psycopg", "3.3", "pool checks"),
-    ("starlette", "1.0.1", "CVE-2026-48710: a Host header poisons request.url.path"),
-    ("h11", "0.16", "CVE-2025-43859: request smuggling"),
-    ("cryptography", "46", "current OpenSSL"),
-)
 _KNOWN_PTH = ("distutils-precedence.pth", "__editable__", "easy-install.pth", "_virtualenv.pth", "coverage")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing looked at: fine (True), wrong (False), or worth knowing (None)."""
-
-    name: str
-    is_ok: bool | None
-    detail: str
-    hint: str = ""
 
 
 def run(data_dir: Path) -> list[Finding]:
@@ -55,6 +34,7 @@ def run(data_dir: Path) -> list[Finding]:
         _disk,
         _postgres,
         _cluster,
+        _floors,
     )
     findings: list[Finding] = []
     for check in checks:
@@ -70,20 +50,20 @@ def _python(_: Path) -> Iterable[Finding]:
 
 
 def _packages(_: Path) -> Iterable[Finding]:
-    for name, floor, reason in FLOORS:
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                name=f"package {name}",
-                is_ok=None,
-                detail="not installed",
-                hint="only `slice-cluster[server]` has it; a machine that just joins as a node needs none",
-            )
-            continue
-        is_ok = Version(found) >= Version(floor)
-        hint = "" if is_ok else f"at least {floor} is needed: {reason}"
-        yield Finding(name=f"package {name}", is_ok=is_ok, detail=found, hint=hint)
+    yield from floors.packages()
+
+
+def _floors(data_dir: Path) -> Iterable[Finding]:
+    """Look for what is older than it should be, and for who else serves models here."""
+    try:
+        block = cluster.load(data_dir)
+    except Failure:  # told by the check of the cluster
+        block = None
+    path = process_environment().get("PATH")
+    yield from floors.database()
+    yield from floors.container_runtime(path)
+    yield from floors.engines(block, path)
+    yield from floors.strangers(block)
 
 
 def _startup_files(_: Path) -> Iterable[Finding]:

@@ -7,7 +7,7 @@ import typer
 
 from cli import exits
 from cli.cluster import doctor as cluster_doctor
-from cli.cluster.doctor import Finding
+from cli.cluster.finding import Finding
 from cli.connection import local_data_dir
 from cli.invocation import Invocation
 from cli.options import Output, OutputOption

@@ -134,3 +134,45 @@ class KeyBody(Body):
 
     name: Name
     expires_in_s: Annotated[int, Field(ge=1, le=_TEN_YEARS_S)] | None = None
+
+
+_Version = Annotated[str, Field(pattern=_VERSION)]
+_Source = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class EngineInstallBody(Body):
+    """POST /engines/{name}/install: null version means the default, null node all of them."""
+
+    version: _Version | None = None
+    node: Name | None = None
+    source: _Source | None = None
+    allow_unlisted: bool = False
+    accept_risk: bool = False
+
+
+class EngineRemoveBody(Body):
+    """POST /engines/{name}/remove."""
+
+    version: _Version
+    node: Name | None = None
+
+
+class EngineUpgradeBody(EngineInstallBody):
+    """POST /engines/{name}/upgrade: the deployments to move are `all` that ran the old default, `none`, or a list."""
+
+    version: _Version
+    deployments: Literal["all", "none"] | Annotated[list[Name], Field(max_length=1000)] = "all"
+
+
+class EngineRollbackBody(Body):
+    """POST /engines/{name}/rollback."""
+
+    deployments: Literal["all", "none"] | Annotated[list[Name], Field(max_length=1000)] = "all"
+    accept_risk: bool = False
+
+
+class EngineAdoptBody(Body):
+    """POST /engines/{name}/adopt: null node means the only one there is."""
+
+    node: Name | None = None
+    url: Annotated[str, Field(min_length=1, max_length=200)]

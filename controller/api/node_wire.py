@@ -8,11 +8,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from controller.exchange import EngineFact, FileReport, Observation, ReplicaReport, VersionFile
+from controller.exchange import (
+    AdoptedEngine,
+    AdoptedModel,
+    EngineFact,
+    EngineInstall,
+    FileReport,
+    Observation,
+    ReplicaReport,
+    VersionFile,
+)
 from controller.fleet.model import (
     Ack,
     ControllerMessage,
     DesiredSet,
+    EngineOrder,
     FileOrder,
     Goodbye,
     Heartbeat,
@@ -27,7 +37,7 @@ from controller.fleet.model import (
 from core.devices import DeviceKind, DeviceReading
 from core.errors import Failure
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
-from core.states import PullState, ReplicaState
+from core.states import InstallState, PullState, ReplicaState
 from protos.slice.node.v1 import node_pb2 as pb
 
 _TEXT_MAX = 2000
@@ -39,12 +49,14 @@ _TEMPLATE_MAX = 256 * 1024
 _FINDINGS_MAX = 50
 _DEVICES_MAX = 64
 _ENGINES_MAX = 64
+_INSTALLS_MAX = 50
+_ADOPTED_MAX = 500
 _BIGINT_MAX = 2**63 - 1
 _INT_MAX = 2**31 - 1
 _KINDS = frozenset(kind.value for kind in DeviceKind)
 _HEX = frozenset("0123456789abcdef")
 
-Word = TypeVar("Word", ReplicaState, PullState, DeviceKind)
+Word = TypeVar("Word", ReplicaState, PullState, DeviceKind, InstallState)
 
 
 def hello(message: pb.Hello) -> Hello:
@@ -222,7 +234,40 @@ def _engine(fact: pb.EngineFact) -> EngineFact:
         is_usable=fact.is_usable,
         reason=_text(fact.reason, _TEXT_MAX),
         device_kinds=kinds,
-        installed_versions=tuple(_text(version, 80) for version in fact.installed_versions[:50]),
+        installed_versions=tuple(_text(version, 80) for version in fact.installed_versions[:_INSTALLS_MAX]),
+        installs=tuple(_install(install) for install in fact.installs[:_INSTALLS_MAX]),
+        adopted=_adopted(fact.adopted) if fact.HasField("adopted") else None,
+    )
+
+
+def _install(install: pb.EngineInstall) -> EngineInstall:
+    return EngineInstall(
+        version=_text(install.version, 80),
+        state=_word(InstallState, install.state),
+        code=_text(install.code, 80),
+        message=_text(install.message, _TEXT_MAX),
+        digest=_text(install.digest, 64),
+        size_bytes=_size(install.size_bytes),
+    )
+
+
+def _adopted(adopted: pb.AdoptedEngine) -> AdoptedEngine:
+    return AdoptedEngine(
+        base_url=_text(adopted.base_url, 200),
+        version=_text(adopted.version, 80),
+        models=tuple(
+            AdoptedModel(
+                name=_text(model.name, 200),
+                sha256=Sha256(model.sha256),
+                size_bytes=_size(model.size_bytes),
+                format=_text(model.format, 40),
+                architecture=_text(model.architecture, 80),
+                quantization=_text(model.quantization, 40),
+            )
+            for model in adopted.models[:_ADOPTED_MAX]
+            if model.name and len(model.sha256) == 64 and _HEX.issuperset(model.sha256)
+        ),
+        message=_text(adopted.message, _TEXT_MAX),
     )
 
 
@@ -303,6 +348,17 @@ def _desired(message: DesiredSet, key_of: Callable[[ReplicaId], str]) -> pb.Desi
         replicas=[_want(order, key_of(order.replica_id)) for order in message.replicas],
         files=[_file_want(order) for order in message.files],
         removed_files=list(message.removed_files),
+        engines=[_engine_want(order) for order in message.engines],
+    )
+
+
+def _engine_want(order: EngineOrder) -> pb.EngineWant:
+    return pb.EngineWant(
+        engine=order.engine,
+        version=order.version,
+        source=order.source,
+        is_removed=order.is_removed,
+        adopt_url=order.adopt_url,
     )
 
 

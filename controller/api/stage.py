@@ -10,6 +10,7 @@ import grpc
 
 from controller.api.seeing import Seen
 from controller.deployments.service import Deployments
+from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
@@ -40,6 +41,7 @@ class Parts:
     pulls: Pulls
     stores: Stores
     deployments: Deployments
+    engines: EngineInstallations
     fleet: Fleet
     logs: LogRelay
     routes: Routes

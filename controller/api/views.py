@@ -25,6 +25,7 @@ from controller.registry.model import (
     Template,
     Version,
 )
+from controller.registry.places import ADOPTED
 from controller.registry.stores import Collected
 from controller.routes.model import DoorNow, Route
 from core.ids import NodeId, ReplicaId
@@ -117,6 +118,8 @@ def model(row: Model, every: CatalogueOfModels, deployments: tuple[Deployment, .
 def version(row: Version, every: CatalogueOfModels) -> Json:
     """Return one version of a model."""
     facts = row.facts
+    holders = [one for one in every.holders if f"sha256:{one.sha256}" == row.digest and one.format == row.format]
+    is_adopted = row.source.startswith(ADOPTED)
     return {
         "number": row.number,
         "id": row.version_id,
@@ -132,6 +135,8 @@ def version(row: Version, every: CatalogueOfModels) -> Json:
         "chat_template_sha256": row.chat_template_sha256,
         "template_findings": list(row.template_findings),
         "created_at": instant(row.created_at),
+        "adopted_on": sorted({one.node_name for one in holders}) if is_adopted else [],
+        "is_available": bool(holders) or not is_adopted,
         "files": [
             {
                 "path": file.path,

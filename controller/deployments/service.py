@@ -4,11 +4,12 @@ Comes in: wishes from the admin API, observations from the reconcile loop. Goes 
 nothing and starts nothing: the loop does, after the scheduler has planned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from adapters import registry
-from controller.deployments import mirror, store
+from adapters.contract import Adapter
+from controller.deployments import adopted, mirror, store
 from controller.deployments.choosing import (
     Spec,
     checked_capabilities,
@@ -56,6 +57,17 @@ class Installations(Protocol):
         """Return every version of `engine` that some node says it has."""
 
 
+class EngineVersions(Protocol):
+    """Which version of an engine a deployment runs; the controller's engine installations implement it."""
+
+    async def chosen(self, connection: postgres.Connection, adapter: Adapter, asked: str | None) -> str:
+        """Return the version for a deployment that asks for `asked` (None: the default).
+
+        Raises:
+            Failure: `engine.below_floor`.
+        """
+
+
 class Deployments:
     """The deployments' one owner; replicas are made by the reconcile loop and mirrored here."""
 
@@ -65,6 +77,7 @@ class Deployments:
         database: postgres.Database,
         versions: Versions,
         installations: Installations,
+        engine_versions: EngineVersions,
         events: EventLog[postgres.Connection],
         wakeups: Wakeups,
         ids: IdSource,
@@ -72,6 +85,7 @@ class Deployments:
         self._database = database
         self._versions = versions
         self._installations = installations
+        self._engine_versions = engine_versions
         self._events = events
         self._wakeups = wakeups
         self._ids = ids
@@ -82,8 +96,8 @@ class Deployments:
         Raises:
             Failure: `request.invalid_name`, `request.invalid_field`, `registry.model_not_found`,
                 `registry.version_not_found`, `engine.unknown`, `engine.version_unknown`, `engine.format_unsupported`,
-                `engine.capability_missing`, `engine.setting_invalid`, `engine.setting_reserved`,
-                `deployment.name_taken`, `storage.unavailable`.
+                `engine.capability_missing`, `engine.below_floor`, `engine.setting_invalid`,
+                `engine.setting_reserved`, `deployment.name_taken`, `storage.unavailable`.
         """
         requires = checked_capabilities(wish.requires)
         formats = registry.adapter(wish.engine).formats if wish.engine is not None else None
@@ -91,8 +105,10 @@ class Deployments:
             version = await self._versions.deployable(work, wish.model, formats)
             name = checked_name("deployment", wish.name if wish.name is not None else version.model)
             adapter = chosen_adapter(wish.engine, version.facts, requires=requires, settings=wish.settings)
-            engine_version = self._engine_version(adapter.name, wish.engine_version)
-            spec = checked_spec(adapter, engine_version, version.facts, settings=wish.settings, requires=requires)
+            engine_version = await self._engine_version(work, adapter, wish.engine_version)
+            place = adopted.placement(version)
+            settings = {**wish.settings, **place.settings}
+            spec = checked_spec(adapter, engine_version, version.facts, settings=settings, requires=requires)
             row = {
                 "deployment_id": self._ids.fresh("dep"),
                 "name": name,
@@ -105,6 +121,8 @@ class Deployments:
                 "requires": spec.requires,
                 "is_enabled": wish.is_enabled,
                 "disabled_answer": wish.disabled_answer,
+                "runtime": place.runtime.value,
+                "node_name": place.node_name,
             }
             if not await store.insert(work, row):
                 raise await self._taken(work, name)
@@ -112,11 +130,10 @@ class Deployments:
         self._wakeups.wake("deployment_created")
         return name
 
-    def _engine_version(self, engine: str, asked: str | None) -> str:
-        adapter = registry.adapter(engine)
-        if asked is None:
-            return adapter.default_version
-        return checked_engine_version(adapter, asked, self._installations.installed_versions(engine))
+    async def _engine_version(self, connection: postgres.Connection, adapter: Adapter, asked: str | None) -> str:
+        if asked is not None:
+            checked_engine_version(adapter, asked, self._installations.installed_versions(adapter.name))
+        return await self._engine_versions.chosen(connection, adapter, asked)
 
     async def copy(
         self,
@@ -202,7 +219,8 @@ class Deployments:
             after = await self._versions.deployable(connection, version_text(current.model, wish.version))
         engine_version = current.engine_version
         if wish.engine_version is not None:
-            engine_version = self._engine_version(current.engine, wish.engine_version)
+            adapter = registry.adapter(current.engine)
+            engine_version = await self._engine_version(connection, adapter, wish.engine_version)
         spec = _merged(current, wish, before, after, engine_version)
         return {
             **row,
@@ -212,6 +230,31 @@ class Deployments:
             "footprint": spec.footprint,
             "requires": list(spec.requires),
         }
+
+    async def run_engine_version(
+        self,
+        connection: postgres.Connection,
+        engine: str,
+        version: str,
+        *,
+        instead_of: frozenset[str],
+        names: Sequence[str] | None,
+    ) -> tuple[str, ...]:
+        """Let deployments of `engine` run `version`: those called `names`, or all that run one of `instead_of`.
+
+        Returns the names of those that ran another one; each gets new replicas, as after a change of settings.
+
+        Raises:
+            Failure: `deployment.not_found`, `request.invalid_field` for one of another engine.
+        """
+        for name in names or ():
+            current = await self._locked(connection, name)
+            if current.engine != engine:
+                raise Failure("request.invalid_field", f"deployment {name!r} runs {current.engine}, not {engine}")
+        moved = await store.run_engine_version(connection, engine, version, instead_of=instead_of, names=names)
+        for name in moved:
+            await self._record(connection, "deployment_changed", name, f"deployment {name} runs {engine} {version}")
+        return moved
 
     async def delete(
         self, name: str, *, expected: int | None = None, connection: postgres.Connection | None = None

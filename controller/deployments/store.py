@@ -1,6 +1,6 @@
 """The SQL of deployments, replicas and refusals. Called by `controller.deployments` and `controller.reconcile`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
 from psycopg import errors as pg
@@ -22,9 +22,9 @@ _LOCKED = "SELECT 1 FROM controller.deployment WHERE name = %(name)s FOR UPDATE"
 _INSERT = """
 INSERT INTO controller.deployment
     (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint, requires, is_enabled,
-     disabled_answer)
+     disabled_answer, runtime, node_name)
 VALUES (%(deployment_id)s, %(name)s, %(version_id)s, %(engine)s, %(engine_version)s, %(settings)s, %(replicas)s,
-        %(footprint)s, %(requires)s, %(is_enabled)s, %(disabled_answer)s)
+        %(footprint)s, %(requires)s, %(is_enabled)s, %(disabled_answer)s, %(runtime)s, %(node_name)s)
 """
 # All that an operator chose, whatever columns there are for it; the copy begins enabled.
 _COPY = """
@@ -42,6 +42,14 @@ UPDATE controller.deployment
        disabled_answer = %(disabled_answer)s, generation = generation + 1,
        spec_generation = CASE WHEN %(is_new_spec)s THEN generation + 1 ELSE spec_generation END, updated_at = now()
  WHERE deployment_id = %(deployment_id)s AND generation = %(generation)s AND NOT is_deleting
+"""
+# A program that runs elsewhere, or in an image, has the version that it has.
+_RUN_ENGINE_VERSION = """
+UPDATE controller.deployment
+   SET engine_version = %(version)s, generation = generation + 1, spec_generation = generation + 1, updated_at = now()
+ WHERE engine = %(engine)s AND engine_version <> %(version)s AND runtime = 'process' AND NOT is_deleting
+   AND CASE WHEN %(is_named)s THEN name = ANY (%(names)s) ELSE engine_version = ANY (%(instead_of)s) END
+RETURNING name
 """
 _MARK_DELETING = """
 UPDATE controller.deployment SET is_deleting = true, generation = generation + 1, updated_at = now()
@@ -116,6 +124,26 @@ async def update(
         "is_new_spec": is_new_spec,
     }
     return bool(await postgres.execute(connection, _UPDATE, {**_json(row), **guard}))
+
+
+async def run_engine_version(
+    connection: postgres.Connection,
+    engine: str,
+    version: str,
+    *,
+    instead_of: frozenset[str],
+    names: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Let deployments run another version of their engine; return the names of those that changed."""
+    row = {
+        "engine": engine,
+        "version": version,
+        "is_named": names is not None,
+        "names": list(names or ()),
+        "instead_of": sorted(instead_of),
+    }
+    rows = await (await connection.execute(_RUN_ENGINE_VERSION, row)).fetchall()
+    return tuple(sorted(str(found[0]) for found in rows))
 
 
 async def mark_deleting(connection: postgres.Connection, deployment_id: str) -> bool:

@@ -127,6 +127,17 @@ class ReplicaOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineOrder:
+    """One version of an engine that a node should bring or take away, or one that runs there and should be read."""
+
+    engine: str
+    version: str
+    source: str = ""
+    is_removed: bool = False
+    adopt_url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DesiredSet:
     """The whole desired set of one node; what is absent is stopped."""
 
@@ -135,6 +146,7 @@ class DesiredSet:
     replicas: tuple[ReplicaOrder, ...]
     files: tuple[FileOrder, ...]
     removed_files: tuple[Sha256, ...] = ()
+    engines: tuple[EngineOrder, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,19 @@
 """Writes what the nodes say into the tables, before anything is decided from them.
 
-Comes in: the fleet's observations and lease states. Goes out: mirrored replicas, pulls, files, node states, events.
-Each observation is whole and replaces what was known: one that could not be written (no database) is written later.
+Comes in: the fleet's observations and lease states. Goes out: mirrored replicas, pulls, files, engines, node states,
+events. Each observation is whole and replaces what was known: one that could not be written (no database) is written
+later.
 """
 
 from collections.abc import Mapping
 
 from controller.deployments.service import Deployments
+from controller.engines.service import EngineInstallations
 from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.leadership import Leadership
 from controller.reconcile.lifecycle import is_past_lease
+from controller.registry.adopted import AdoptedModels
 from controller.registry.pulls import Pulls
 from core.events import Happening, Subject
 from core.ids import NodeId
@@ -29,6 +32,8 @@ class Absorb:
         leadership: Leadership,
         deployments: Deployments,
         pulls: Pulls,
+        engines: EngineInstallations,
+        adopted: AdoptedModels,
         events: EventLog[postgres.Connection],
         lost_s: float,
     ) -> None:
@@ -36,6 +41,8 @@ class Absorb:
         self._leadership = leadership
         self._deployments = deployments
         self._pulls = pulls
+        self._engines = engines
+        self._adopted = adopted
         self._events = events
         self._lost_s = lost_s
         self._written: dict[NodeId, tuple[int, int]] = {}
@@ -76,6 +83,9 @@ class Absorb:
             await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
             if node.observation.engines:
                 await fleet_store.set_engines(connection, node.node_id, node.observation.engines)
+                await self._adopted.absorb(connection, node.name, node.observation.engines)
+                if is_applied:
+                    await self._engines.absorb(connection, node.node_id, node.observation.engines)
             await self._pulls.absorb(connection, node.node_id, node.observation.files)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from adapters import registry as engines
 from controller.deployments.model import Deployment, Replica
 from controller.fleet import store as fleet_store
-from controller.fleet.model import DesiredSet, FileOrder, NodeNow, NodeRow, ReplicaOrder
+from controller.fleet.model import DesiredSet, EngineOrder, FileOrder, NodeNow, NodeRow, ReplicaOrder
 from controller.fleet.service import Fleet
 from controller.leadership import Leadership
 from controller.reconcile.picture import Picture
@@ -31,6 +31,7 @@ class Orders:
     replicas: tuple[ReplicaOrder, ...]
     files: tuple[FileOrder, ...]
     removed_files: tuple[Sha256, ...] = ()
+    engines: tuple[EngineOrder, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 of the content in a canonical form."""
@@ -62,6 +63,17 @@ def orders(node_id: NodeId, picture: Picture) -> Orders:
         replicas=tuple(sorted(replicas, key=lambda one: one.replica_id)),
         files=tuple(sorted(files, key=lambda one: one.want_id)),
         removed_files=_removed(node_id, picture),
+        engines=tuple(
+            EngineOrder(
+                engine=want.engine,
+                version=want.version,
+                source=want.source,
+                is_removed=want.is_removed,
+                adopt_url=want.adopt_url,
+            )
+            for want in picture.engine_wants
+            if want.node_id == node_id
+        ),
     )
 
 
@@ -148,5 +160,6 @@ class Dispatch:
                 replicas=wanted.replicas,
                 files=wanted.files,
                 removed_files=wanted.removed_files,
+                engines=wanted.engines,
             )
             self._fleet.send_desired(node.node_id, node.session_epoch, desired)

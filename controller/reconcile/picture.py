@@ -10,6 +10,8 @@ from datetime import datetime
 
 from controller.deployments import store as deployment_store
 from controller.deployments.model import Deployment, RefusalRow, Replica, footprint_of
+from controller.engines import store as engine_store
+from controller.engines.model import EngineDefault, EngineWant
 from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.identity import store as identity_store
@@ -39,6 +41,8 @@ class Picture:
     keys: tuple[ApiKey, ...]
     aliases: tuple[Alias, ...]
     stored: tuple[StoredPlace, ...] = ()
+    engine_wants: tuple[EngineWant, ...] = ()
+    engine_defaults: tuple[EngineDefault, ...] = ()
 
 
 async def read(connection: postgres.Connection) -> Picture:
@@ -62,6 +66,8 @@ async def read(connection: postgres.Connection) -> Picture:
         keys=tuple(await identity_store.all_keys(connection)),
         aliases=tuple(await alias_store.aliases(connection)),
         stored=tuple(stored),
+        engine_wants=tuple(await engine_store.wants(connection)),
+        engine_defaults=tuple(await engine_store.defaults(connection)),
     )
 
 

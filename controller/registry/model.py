@@ -84,6 +84,17 @@ class StoredPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdoptedHolder:
+    """Which node's adopted engine has a model, where that engine answers, and what it calls the model."""
+
+    sha256: str
+    format: str
+    node_name: str
+    base_url: str
+    remote_model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alias:
     """A stable public name that stands for a model, or for one version of it (`version`, its number)."""
 
@@ -156,3 +167,4 @@ class CatalogueOfModels:
     files: tuple[File, ...]
     places: tuple[FilePlace, ...]
     aliases: tuple[Alias, ...]
+    holders: tuple[AdoptedHolder, ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from adapters import facts as model_facts
 from controller.exchange import DeployableVersion, VersionFile
-from controller.registry import alias_store, file_store, store
+from controller.registry import adopted_store, alias_store, file_store, places, store
 from controller.registry.catalog import CATALOG, CatalogEntry
 from controller.registry.model import CatalogueOfModels, Model, NewVersion, Template, Use, Version
 from controller.versioned import check_version
@@ -50,6 +50,7 @@ class Registry:
             files=tuple(await store.files(connection)),
             places=tuple(await store.places(connection)),
             aliases=tuple(await alias_store.aliases(connection)),
+            holders=tuple(await adopted_store.holders(connection)),
         )
 
     async def model_in(self, connection: postgres.Connection, name: str) -> Model:
@@ -157,6 +158,8 @@ class Registry:
             number=version.number,
             facts=model_facts.facts_from_json(json.dumps(version.facts)),
             file_digests=tuple(Sha256(file.sha256) for file in files),
+            is_adopted=places.is_adopted(version),
+            adopted=await places.place_of(connection, version) if places.is_adopted(version) else None,
         )
 
     async def register_builtin(self, connection: postgres.Connection, entry: CatalogEntry) -> None:

@@ -43,6 +43,8 @@ class PlayedCluster:
             {"name": "smollm2", "source": "pypi:x", "description": "A small model.", "size_bytes": 98362432}
         ]
         self.logs: dict[str, list[str]] = {}
+        self.engines: dict[str, Any] = {"llamacpp": things.engine(), "fake": things.engine("fake", nodes=[])}
+        self.install_steps: list[dict[str, Any] | None] = []
         self.pull: dict[str, Any] = {}
         self.pull_steps: list[dict[str, Any]] = []
         self.deployment_steps: list[dict[str, Any]] = []
@@ -252,6 +254,22 @@ class PlayedCluster:
         if not found:
             raise Refused(404, "node.not_found", f"no node '{rest[0]}'")
         return 200, found[0]
+
+    def _engines(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        if not rest:
+            return 200, {"items": list(self.engines.values())}
+        if rest[0] not in self.engines:
+            raise Refused(404, "engine.unknown", f"there is no engine '{rest[0]}'", "known engines: llamacpp, fake")
+        found = self.engines[rest[0]]
+        if method == "GET" and self.install_steps:
+            step = self.install_steps.pop(0)
+            installs = [] if step is None else [{**things.install(), **step}]
+            found = self.engines[rest[0]] = {**found, "nodes": [{**found["nodes"][0], "installs": installs}]}
+        if method == "POST" and rest[1] in ("upgrade", "rollback"):
+            return 202, {**found, "version": body.get("version") or "0.3.0", "moved": ["smollm2"]}
+        if method == "POST" and rest[1] == "adopt":
+            return 202, {**found, "node": "box"}
+        return (200, found) if method in ("GET", "DELETE") else (202, {**found, "version": body["version"] or "0.3.1"})
 
     def _keys(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
         if method == "POST":

@@ -17,6 +17,7 @@ LISTS = [
     ),
     pytest.param(["deployments"], "smollm2", ["READY", "1/1"], id="deployments"),
     pytest.param(["node", "list"], "box", ["GPUS", "NVIDIA H100", "0.8s ago", "8.0 GiB"], id="node-list"),
+    pytest.param(["engine", "list"], "llamacpp", ["USED BY", "64.0 MiB", "smollm2", "available"], id="engine-list"),
     pytest.param(["key", "list"], "default", ["KID", "0123456789ab", "active"], id="key-list"),
     pytest.param(["alias", "list"], "chat", ["MODEL", "smollm2"], id="alias-list"),
     pytest.param(["events"], "1", ["KIND", "replica_ready", "2026-11-01 10:00:00"], id="events"),
@@ -51,7 +52,7 @@ def test_a_list_as_json_is_the_answer_of_the_api_untouched(
 ) -> None:
     ended = slice_(*command, "-o", "json")
     assert (ended.code, ended.err) == (0, "")
-    path = {"list": "models", "ps": "replicas", "node": "nodes", "key": "keys", "alias": "aliases"}
+    path = {"list": "models", "ps": "replicas", "node": "nodes", "key": "keys", "engine": "engines", "alias": "aliases"}
     answer = filled.answer("GET", path.get(command[0], command[0]), {"after": "0", "limit": "100"}, None)[1]
     assert json.loads(ended.out) == answer
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli.cluster.doctor import Finding
+from cli.cluster.finding import Finding
 from cli.commands.config import line_of
 from cli.commands.doctor import faults
 from cli.main import hoisted

@@ -172,6 +172,53 @@ def node(name: str = "box") -> dict[str, Any]:
     }
 
 
+def install(version: str = "0.3.1", **changes: Any) -> dict[str, Any]:
+    """Return one version of an engine on a node."""
+    return {
+        "version": version,
+        "state": "ready",
+        "code": "",
+        "message": "",
+        "digest": "ab" * 32,
+        "size_bytes": 64 * 1024**2,
+        "is_wanted": True,
+        "source": "",
+        "is_default": True,
+        "warning": "",
+        "deployments": ["smollm2"],
+        **changes,
+    }
+
+
+def engine(name: str = "llamacpp", **changes: Any) -> dict[str, Any]:
+    """Return an Engine that is installed on one node."""
+    node = {
+        "node": "box",
+        "state": "ready",
+        "is_usable": True,
+        "reason": "",
+        "device_kinds": ["cpu"],
+        "installs": [install()],
+        "adopted": None,
+    }
+    return {
+        "name": name,
+        "versions": ["0.3.1"],
+        "default_version": "0.3.1",
+        "previous_version": "",
+        "is_program": False,
+        "is_adoptable": False,
+        "formats": ["gguf"],
+        "endpoints": ["chat"],
+        "capabilities": ["chat", "seed"],
+        "runtimes": ["process"],
+        "floor": {"version": "0.2", "advisories": "CVE-2026-0001"},
+        "deployments": ["smollm2"],
+        "nodes": [node],
+        **changes,
+    }
+
+
 def key(name: str = "default", **changes: Any) -> dict[str, Any]:
     """Return a Key."""
     return {

@@ -32,6 +32,7 @@ class PlayedNode:
         self.generation = 0
         self.replicas: dict[str, node.ReplicaReport] = {}
         self.files: dict[str, node.FileReport] = {}
+        self.engines: list[node.EngineFact] = []
         self.desired: list[node.Desired] = []
         self.acks: list[int] = []
         self.logs: list[node.LogRequest] = []
@@ -108,6 +109,7 @@ class PlayedNode:
             applied_generation=self.generation,
             replicas=list(self.replicas.values()),
             files=list(self.files.values()),
+            engines=self.engines,
         )
 
     async def observe(self) -> None:

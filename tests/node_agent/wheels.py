@@ -29,17 +29,28 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def wheel(directory: Path, content: bytes, member: str = MEMBER) -> Path:
-    """Write `demo_model-1.0` that holds `content` at `member`."""
+def wheel(
+    directory: Path,
+    content: bytes,
+    member: str = MEMBER,
+    *,
+    name: str = "demo_model",
+    version: str = "1.0",
+    needs: str = "",
+) -> Path:
+    """Write a wheel, `demo_model-1.0` by default, that holds `content` at `member`; `needs` is a requirement of it."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "demo_model-1.0-py3-none-any.whl"
+    path = directory / f"{name}-{version}-py3-none-any.whl"
+    facts = f"{name}-{version}.dist-info"
+    requires = f"Requires-Dist: {needs}\n" if needs else ""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(member, content)
-        archive.writestr("demo_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo-model\nVersion: 1.0\n")
         archive.writestr(
-            "demo_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{facts}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n{requires}",
         )
-        archive.writestr("demo_model-1.0.dist-info/RECORD", "")
+        archive.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{facts}/RECORD", "")
     return path
 
 
@@ -50,6 +61,8 @@ class Index:
         self.wheel = wheel
         self.go_on = threading.Event()
         self.downloads = 0
+        self.pages = 0
+        self.announced_bytes = 0  # 0: the truth
         self.url = ""
 
 
@@ -65,6 +78,7 @@ def index(wheel: Path | None) -> Iterator[Index]:
             elif self.path.endswith(".whl"):
                 self._send_wheel(state.wheel.read_bytes())
             elif self.path.rstrip("/") == "/simple/demo-model":
+                state.pages += 1
                 page = f'<!DOCTYPE html><html><body><a href="/{state.wheel.name}">{state.wheel.name}</a></body></html>'
                 self._head(len(page), "text/html")
                 self.wfile.write(page.encode())
@@ -79,7 +93,7 @@ def index(wheel: Path | None) -> Iterator[Index]:
 
         def _send_wheel(self, data: bytes) -> None:
             state.downloads += 1
-            self._head(len(data), "application/octet-stream")
+            self._head(state.announced_bytes or len(data), "application/octet-stream")
             with contextlib.suppress(OSError):
                 self.wfile.write(data[: len(data) // 2])
                 self.wfile.flush()

@@ -1,0 +1,44 @@
+"""How a model in an engine that somebody else runs is deployed: external, on that node, under its name there.
+
+Pure. Comes in: the version. Goes out: what the deployment's row gets beside what was asked for. Called by
+`controller.deployments.service`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapters.contract import Runtime
+from controller.exchange import DeployableVersion
+from core.errors import Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Runtime, the only node that may run it ("" : any), and settings that follow from that."""
+
+    runtime: Runtime = Runtime.PROCESS
+    node_name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def placement(version: DeployableVersion) -> Placement:
+    """Return how `version` is brought to life.
+
+    Raises:
+        Failure: `registry.version_not_found` when no engine that we read has it any more.
+    """
+    if not version.is_adopted:
+        return Placement()
+    if version.adopted is None:
+        raise Failure(
+            "registry.version_not_found",
+            f"no adopted engine has model {version.model!r} any more",
+            hint="`slice engine list` shows what is adopted; pull the model there again, or adopt that engine again",
+            param="model",
+        )
+    return Placement(
+        runtime=Runtime.EXTERNAL,
+        node_name=version.adopted.node_name,
+        settings={"address": version.adopted.base_url, "remote_model": version.adopted.remote_model},
+    )
