@@ -262,10 +262,8 @@ class Dialect:
     refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped. `schema_member` is
     where the engine looks for the schema in `response_format`.
 
-    `is_overflow_silent` says that the engine cuts a prompt that does not fit without a word, so that the adapter must
-    have it checked some other way (see its design notes). `name_tag` is what the engine appends to the served name in
-    its answers (Ollama's `:latest`). `fixed_model` is what every request must call the model, whatever the engine
-    calls it in its answers ("" : the served name).
+    `name_tag` is what the engine appends to the served name in its answers (Ollama's `:latest`). `fixed_model` is what
+    every request must call the model, whatever the engine calls it in its answers ("" : the served name).
     """
 
     paths: Mapping[Endpoint, str]
@@ -278,7 +276,6 @@ class Dialect:
     dropped: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
     lists: frozenset[str] = frozenset()
     schema_member: str = "json_schema"
-    is_overflow_silent: bool = False
     name_tag: str = ""
     fixed_model: str = ""
 
