@@ -11,8 +11,8 @@ import hashlib
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import BinaryIO, NoReturn
 
 from core.errors import Failure
@@ -26,6 +26,7 @@ MAX_NAME_BYTES = 1024  # keys and tensor names; the longest real ones have below
 MAX_ARRAY_ELEMENTS = 64 * 1024**2
 MAX_ARRAY_STRINGS = 4 * 1024**2  # in the whole header: each costs a step; the largest vocabularies have 0.3 million
 MAX_ALIGNMENT = 4096
+MAX_PARTS = 65_535  # what the field of the format can hold
 _DEFAULT_ALIGNMENT = 32
 _MAX_ELEMENTS = 2**63 - 1
 _SKIP_BY_READING_BYTES = 65_536
@@ -49,8 +50,9 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 _ARCHITECTURE, _FILE_TYPE, _ALIGNMENT = "general.architecture", "general.file_type", "general.alignment"
 _TEMPLATE, _TOKENS, _SPLITS = "tokenizer.chat_template", "tokenizer.ggml.tokens", "split.count"
+_SPLIT_NUMBER = "split.no"
 _MAX_TEMPLATES = 64
-_GENERAL = frozenset({_ARCHITECTURE, _FILE_TYPE, _ALIGNMENT, _SPLITS})
+_GENERAL = frozenset({_ARCHITECTURE, _FILE_TYPE, _ALIGNMENT, _SPLITS, _SPLIT_NUMBER})
 _PER_ARCHITECTURE = (
     ".block_count",
     ".context_length",
@@ -64,13 +66,17 @@ _PER_ARCHITECTURE = (
 )
 
 
+_NO_FACTS = frozenset({"version", "chat_template_sha256", "chat_templates", "part", "parts"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
     """What a GGUF file says of itself; None where it does not say, sizes in bytes.
 
     `heads`, `kv_heads` and `feed_forward_length` are the largest of any layer where layers differ. `key_length` and
     `value_length` are per head. `parameters` counts the elements of all tensors, `tensor_bytes` their bytes.
-    `chat_templates` are texts by name, the one without a name under `default`.
+    `chat_templates` are texts by name, the one without a name under `default`. `part` of `parts` is 0 of 1 unless the
+    model is split into files; the first one has the metadata of all.
     """
 
     version: int
@@ -90,28 +96,13 @@ class GgufHeader:
     tensor_bytes: int
     chat_template_sha256: str
     chat_templates: Mapping[str, str]
+    part: int = 0
+    parts: int = 1
 
     def facts_json(self) -> str:
         """Return the fields of `adapters.contract.ModelFacts` as a JSON object."""
-        return json.dumps(
-            {
-                "format": "gguf",
-                "size_bytes": self.size_bytes,
-                "architecture": self.architecture,
-                "quantization": self.quantization,
-                "layers": self.layers,
-                "heads": self.heads,
-                "kv_heads": self.kv_heads,
-                "key_length": self.key_length,
-                "value_length": self.value_length,
-                "embedding_length": self.embedding_length,
-                "feed_forward_length": self.feed_forward_length,
-                "vocabulary": self.vocabulary,
-                "context_length": self.context_length,
-                "parameters": self.parameters,
-                "tensor_bytes": self.tensor_bytes,
-            }
-        )
+        facts = {name: value for name, value in asdict(self).items() if name not in _NO_FACTS}
+        return json.dumps({"format": "gguf", **facts})
 
 
 def read_header(stream: BinaryIO, file_size: int) -> GgufHeader:
@@ -129,11 +120,29 @@ def read_header(stream: BinaryIO, file_size: int) -> GgufHeader:
         _invalid("it is big-endian" if swapped in (2, 3) else f"version {version} is not known, only 2 and 3 are")
     tensors = reader.count("tensors", MAX_TENSORS)
     values = _read_values(reader, reader.count("metadata entries", MAX_KEY_VALUES))
-    splits = _positive(values.scalars.get(_SPLITS))
-    if splits is not None and splits > 1:
-        _invalid(f"it is one of {splits} parts; merge them into one file first (llama-gguf-split --merge)")
     sums = _read_tensors(reader, tensors, _alignment(values.scalars.get(_ALIGNMENT)))
     return _header(version, file_size, values, sums)
+
+
+def joined(headers: Sequence[GgufHeader]) -> GgufHeader:
+    """Return the header of the whole model whose files have `headers`, in any order; other files may be among them.
+
+    Raises:
+        Failure: `format.gguf_invalid` when parts are missing.
+    """
+    first = headers[0]
+    if first.parts == 1:
+        return first
+    parts = {one.part: one for one in headers if one.parts == first.parts}
+    if set(parts) != set(range(first.parts)):
+        missing = ", ".join(str(number + 1) for number in range(first.parts) if number not in parts)
+        _invalid(f"it is split into {first.parts} parts, and these are not there: {missing[:80]}")
+    return replace(
+        parts[0],
+        size_bytes=sum(one.size_bytes for one in parts.values()),
+        parameters=sum(one.parameters for one in parts.values()),
+        tensor_bytes=sum(one.tensor_bytes for one in parts.values()),
+    )
 
 
 def _invalid(fault: str) -> NoReturn:
@@ -376,4 +385,6 @@ def _header(version: int, file_size: int, values: _Values, sums: _TensorSums) ->
         tensor_bytes=sums.total_bytes,
         chat_template_sha256=values.template_sha256,
         chat_templates=values.templates,
+        part=max(0, values.scalars.get(_SPLIT_NUMBER, 0)),
+        parts=min(_positive(values.scalars.get(_SPLITS)) or 1, MAX_PARTS),
     )

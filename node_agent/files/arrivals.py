@@ -149,6 +149,7 @@ class Arrivals:
 
     async def _all_items(self, directory: Path, job: Job, manifest: Manifest) -> list[_Arrived]:
         here = await asyncio.to_thread(lambda: {item.path: self._here(item) for item in manifest.items})
+        job.held.update(one.sha256 for one in here.values() if one is not None)
         needs = {}
         for item in manifest.items:
             size = item.size_bytes or 0

@@ -76,8 +76,9 @@ def _read_gguf(files: Mapping[str, Path], heads: Mapping[str, bytes]) -> tuple[s
         if magic.kind_of(heads[path]) == magic.GGUF:
             with place.open("rb") as stream:
                 headers.append(gguf.read_header(stream, place.stat().st_size))
-    # The others, such as a projector of images, are only checked.
-    return headers[0].facts_json(), chat_template.chosen(headers[0].chat_templates)
+    # What is neither the model nor a part of it, such as a projector of images, is only checked.
+    whole = gguf.joined(headers)
+    return whole.facts_json(), chat_template.chosen(whole.chat_templates)
 
 
 def _read_safetensors(files: Mapping[str, Path], heads: Mapping[str, bytes]) -> tuple[str, ChatTemplate]:

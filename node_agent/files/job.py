@@ -12,7 +12,10 @@ from node_agent.files.store import StoredVersion
 
 
 class Job:
-    """How far it is, and the word to end; `task` ends with the version, or with the failure as a value."""
+    """How far it is, and the word to end; `task` ends with the version, or with the failure as a value.
+
+    `held` are digests of files of the store that it counts on: they must not leave while it works.
+    """
 
     def __init__(self, promise: Promise, changed: Callable[[], None]) -> None:
         self.is_unwanted = False
@@ -22,6 +25,7 @@ class Job:
         self.task: asyncio.Task[StoredVersion | Failure] | None = None
         self.pause: Failure | None = None
         self.paused = asyncio.Event()
+        self.held: set[str] = set()
         self._changed = changed
         self._files: dict[str, tuple[int, int]] = {}
 

@@ -134,6 +134,7 @@ class Pulls:
             Failure: why it cannot be had; `disk.full` at once when there is no room now.
         """
         if order.sha256 and (stored := await asyncio.to_thread(self._store.touch, Sha256(order.sha256))) is not None:
+            self._stored[stored.sha256] = stored
             return stored
         if not order.source:
             raise Failure("source.invalid", f"file {order.sha256[:12]} is not on this node and has no source")
@@ -141,10 +142,16 @@ class Pulls:
         stored = await asyncio.to_thread(self._store.touch, Sha256(version.first.sha256))
         if stored is None:
             raise Failure("source.unreachable", f"{version.first.path} was removed while it was brought")
+        self._stored[stored.sha256] = stored
         return stored
 
     async def remove(self, sha256: str) -> bool:
-        """Take a file out of the store unless a replica's directory has a link to it; return whether it is gone."""
+        """Take a file out of the store; return whether it is gone.
+
+        It stays while a replica's directory has a link to it, or a job counts on it as a part that need not come.
+        """
+        if any(sha256 in job.held for job in self._jobs.values()):
+            return False
         is_gone = await asyncio.to_thread(self._store.remove, sha256)
         if is_gone and self._stored.pop(sha256, None) is not None:
             self._log.info("file_removed", sha256=sha256)
@@ -214,7 +221,7 @@ class Pulls:
                 await self._arrivals.drop(order)
             self._jobs.pop(order.key, None)
         for part in version.parts:
-            if (stored := await asyncio.to_thread(self._store.get, part.sha256)) is not None:
+            if (stored := await asyncio.to_thread(self._store.touch, Sha256(part.sha256))) is not None:
                 self._stored[part.sha256] = stored
         self._changed()
         self._log.info("files_stored", source=source.text, resolved=version.resolved_source, files=len(version.parts))

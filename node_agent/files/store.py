@@ -106,7 +106,9 @@ class FileStore:
         return tuple(stored for name in names if (stored := self.get(name)) is not None)
 
     def touch(self, sha256: Sha256) -> StoredFile | None:
-        """Note that a file is used now, and return it."""
+        """Note that a file is used now, and return it; None when it is not here."""
+        if self.get(sha256) is None:
+            return None
         facts = self._facts_of(sha256)
         with contextlib.suppress(OSError):
             if facts.exists():

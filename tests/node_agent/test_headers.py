@@ -106,6 +106,20 @@ async def test_a_long_template_comes_through_whole(tmp_path: Path) -> None:
     assert found.chat_template == text
 
 
+async def test_a_gguf_in_parts_is_one_model_and_an_incomplete_one_is_refused(tmp_path: Path) -> None:
+    files = {}
+    for number in range(2):
+        files[f"m-0000{number + 1}-of-00002.gguf"] = tmp_path / str(number)
+        splits = [("split.no", number), ("split.count", 2)]
+        body = b"".join(key(name, 2, struct.pack("<H", value)) for name, value in splits)
+        (tmp_path / str(number)).write_bytes(gguf_claiming(pairs=2, body=body, padding=32))
+    found = await read(files, tmp_path)
+    assert facts_from_json(found.facts_json).size_bytes == sum(place.stat().st_size for place in files.values())
+    del files["m-00002-of-00002.gguf"]
+    code, message = await fault(files, tmp_path)
+    assert (code, "these are not there: 2" in message) == ("format.gguf_invalid", True)
+
+
 async def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
     files = folder(tmp_path / "m", shards=3)
     del files["model-00002-of-00003.safetensors"]

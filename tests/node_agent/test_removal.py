@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from core.ids import Sha256
+from node_agent.files.origins import SourceOrigins
 from node_agent.files.store import FileStore
+from node_agent.files.wants import FileOrder
 from protos.slice.node.v1 import node_pb2
+from tests.fakes import hub as hubs
+from tests.fakes.web import Thing
 from tests.node_agent import controllers, nodes, trees, wheels
+from tests.node_agent.benches import bench, safetensors_bytes
 from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
 
@@ -105,3 +110,37 @@ def test_a_file_with_a_link_elsewhere_stays(tmp_path: Path) -> None:
     assert store.remove(digest) is True
     assert not path.exists()
     assert store.remove(digest) is True, "again changes nothing"
+
+
+async def test_a_file_that_a_download_counts_on_stays_until_it_has_ended(tmp_path: Path) -> None:
+    shared, weights = b'{"shared": true}', safetensors_bytes(count=30_000)
+    with hubs.hub() as hub:
+        repository = hub.repository("org/demo")
+        repository.commit({"config.json": shared, "model.safetensors": safetensors_bytes(count=10)})
+        async with bench(tmp_path, origins=SourceOrigins(hf_endpoint=hub.url)) as it:
+            it.pulls.apply([FileOrder(source="hf:org/demo", want_id="pul_1")])
+            await it.until("done", "pul_1")
+            repository.commit({"config.json": shared, "model.safetensors": weights})
+            hub.faults["model.safetensors"] = Thing(data=weights, hold_after=900)
+            it.pulls.apply([FileOrder(source="hf:org/demo@main", want_id="pul_2")])
+            await trees.until(lambda: it.progress("pul_2").bytes_done > 900, 30)
+            assert await it.pulls.remove(wheels.sha256(shared)) is False
+            hub.site.go_on.set()
+            await it.until("done", "pul_2")
+            assert await it.pulls.remove(wheels.sha256(shared)) is True
+
+
+async def test_using_a_file_is_seen_in_what_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(GGUF)
+    digest = wheels.sha256(GGUF)
+    async with bench(tmp_path) as it:
+        it.pulls.apply([FileOrder(source=f"file:{tmp_path}/m.gguf", want_id="pul_1")])
+        await it.until("done")
+        facts = it.store.path_of(Sha256(digest)).with_name(f"{digest}.facts.json")
+        os.utime(facts, (1_000_000_000, 1_000_000_000))
+        await it.pulls.open()
+        assert [one.used_unix_s for one in it.pulls.stored()] == [1_000_000_000]
+        await it.pulls.ensure(FileOrder(source="", sha256=digest))
+        assert it.pulls.stored()[0].used_unix_s > 1_700_000_000
+        assert it.store.touch(Sha256("0" * 64)) is None
+        assert not [name for name in it.files() if "0" * 64 in name], "what is not here leaves no trace"
