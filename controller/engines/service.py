@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from adapters import floors, registry
-from adapters.contract import Adapter
+from adapters.contract import Adapter, Adoptable
 from controller.engines import store
 from controller.engines.choosing import (
     EngineVersions,
@@ -230,7 +230,7 @@ class EngineInstallations:
                 `storage.unavailable`.
         """
         adapter = self._adapter(name)
-        if not floors.is_adoptable(adapter):
+        if not isinstance(adapter, Adoptable):
             raise Failure(
                 "engine.runtime_unsupported",
                 f"a running {name} cannot be adopted",

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters import floors
-from adapters.contract import Binary, InstallPlan, Runtime
+from adapters.contract import Adopted, Binary, InstallPlan, Runtime
 from adapters.fake.adapter import Fake
 from controller.engines import store
 from controller.engines.choosing import EngineVersions
@@ -50,6 +49,13 @@ class Demo(Fake):
     @property
     def floor(self) -> tuple[str, str]:
         return ("1.5", "CVE-2026-0001")
+
+    @property
+    def adoption_paths(self) -> tuple[str, str]:
+        return "/version", "/models"
+
+    def adopted(self, version_body: bytes, models_body: bytes) -> Adopted:
+        raise NotImplementedError
 
     def install_plan(self, version: str) -> InstallPlan:
         return InstallPlan(requirements=(), binary=Binary(executable="demoserve"))
@@ -235,11 +241,6 @@ async def test_a_running_engine_is_adopted_on_one_node_by_its_loopback_address(
     assert code(caught) == "engine.not_installed"
     await engines.disown("demo", "box")
     assert await wants(database) == set()
-
-
-def test_what_can_be_adopted_has_models_of_its_own_kind() -> None:
-    assert floors.is_adoptable(Demo())
-    assert not floors.is_adoptable(Fake())
 
 
 @pytest.mark.parametrize(
