@@ -17,6 +17,7 @@ from controller.fleet import store as fleet_store
 from controller.ledger.service import Bell, Ledger
 from controller.registry.adopted import model_names
 from core.errors import Failure
+from core.ids import NodeId
 from core.infra import postgres
 from core.names import NAME_PATTERN
 from core.states import InstallState
@@ -73,6 +74,13 @@ class Nobody:
         return ()
 
 
+class Silent:
+    """No node has said anything in this reign: what their rows hold is all that is known."""
+
+    def engines(self) -> dict[NodeId, tuple[EngineFact, ...]]:
+        return {}
+
+
 class Quiet:
     def wake(self, reason: str) -> None:
         return
@@ -93,6 +101,7 @@ async def make(database: postgres.Database) -> Make:
         database=database,
         versions=EngineVersions(),
         deployments=Nobody(),
+        live=Silent(),
         events=Ledger(database, Bell()),
         wakeups=Quiet(),
         adapter=lambda name: adapter,
