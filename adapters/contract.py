@@ -355,6 +355,26 @@ class Adapter(Protocol):
         """Return the bytes one replica needs on one device."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdoptedModel:
+    """One model of an engine that is not ours; `sha256` is what that engine calls its digest, "" when it gives none."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """What a running engine that is not ours says of itself."""
+
+    version: str
+    models: tuple[AdoptedModel, ...]
+
+
 # -- optional powers: an adapter has one when it satisfies the Protocol ------------------------------------------------
 
 
@@ -393,3 +413,23 @@ class Floored(Protocol):
     @property
     def floor(self) -> tuple[str, str]:
         """The lowest safe version, and the advisories that set it."""
+
+
+@runtime_checkable
+class Adoptable(Protocol):
+    """An engine that others may have started on a node: it is read over HTTP on loopback and never written.
+
+    Its models have no file of ours, so they have a format of their own, which bears the engine's name and is among
+    `formats`; they are served with the runtime `external`.
+    """
+
+    @property
+    def adoption_paths(self) -> tuple[str, str]:
+        """What is asked by GET: its version, its models."""
+
+    def adopted(self, version_body: bytes, models_body: bytes) -> Adopted:
+        """Return what the two answers say.
+
+        Raises:
+            Failure: `request.invalid_json` when they are not this engine's.
+        """

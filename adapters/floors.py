@@ -1,9 +1,9 @@
-"""Versions of engines that must not be run, and engines that others may already run: two readings of an adapter.
+"""Versions of engines that must not be run.
 
 In: an adapter, a version. Out: a sentence, or nothing. Pure; called by the controller and by `slice doctor`.
 """
 
-from adapters.contract import Adapter, Floored, Runtime
+from adapters.contract import Adapter, Floored
 from core.errors import Failure
 from core.versions import is_below
 
@@ -36,11 +36,3 @@ def check_floor(adapter: Adapter, version: str) -> None:
             hint=f"take {least} or newer; `slice engine install {adapter.name}@{version} --accept-risk` insists",
             param="version",
         )
-
-
-def is_adoptable(adapter: Adapter) -> bool:
-    """Return whether a program of this engine that somebody else runs can be adopted.
-
-    Its models have no file of ours, so they have a format of their own, which bears the engine's name.
-    """
-    return Runtime.EXTERNAL in adapter.runtimes and adapter.name in adapter.formats

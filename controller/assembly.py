@@ -94,7 +94,7 @@ def build(
         ids=entropy,
     )
     engines = EngineInstallations(
-        database=database, versions=versions, deployments=deployments, events=ledger, wakeups=wakeups
+        database=database, versions=versions, deployments=deployments, live=fleet, events=ledger, wakeups=wakeups
     )
     routes = Routes(clock=clock, wakeups=wakeups, leader_epoch=leadership.epoch)
     lost_s = fleet.timers.lost_s

@@ -18,7 +18,7 @@ from adapters.contract import Adapter, HostFacts
 from core.devices import DeviceReading
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
-from node_agent.engines.orders import Adopted, Install, Survey
+from node_agent.engines.orders import AdoptedNow, Install, Survey
 from protos.slice.node.v1 import node_pb2
 
 
@@ -94,7 +94,9 @@ class Inventory:
         adopted = self._engines.adoptions.now()
         return [self._fact(adapter, host, survey, adopted.get(adapter.name)) for adapter in self._adapters()]
 
-    def _fact(self, adapter: Adapter, host: HostFacts, survey: Survey, adopted: Adopted | None) -> node_pb2.EngineFact:
+    def _fact(
+        self, adapter: Adapter, host: HostFacts, survey: Survey, adopted: AdoptedNow | None
+    ) -> node_pb2.EngineFact:
         found = adapter.fingerprint(host)
         return node_pb2.EngineFact(
             engine=adapter.name,
@@ -118,7 +120,7 @@ def _install_message(install: Install) -> node_pb2.EngineInstall:
     )
 
 
-def _adopted_message(adopted: Adopted) -> node_pb2.AdoptedEngine:
+def _adopted_message(adopted: AdoptedNow) -> node_pb2.AdoptedEngine:
     return node_pb2.AdoptedEngine(
         base_url=adopted.base_url,
         version=adopted.version,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from adapters.contract import (
+    Adopted,
     Api,
     Binary,
     Capability,
@@ -29,7 +30,8 @@ from adapters.contract import (
     Settings,
     SettingSpec,
 )
-from adapters.ollama.adoption import DEFAULT_ADDRESS, VERSION_PATH
+from adapters.ollama import adoption
+from adapters.ollama.adoption import DEFAULT_ADDRESS, MODELS_PATH, VERSION_PATH
 from adapters.ollama.memory import footprint
 from core.devices import CPU_DEVICE, DeviceKind
 from core.errors import Failure
@@ -98,7 +100,7 @@ _DEFAULTS = {spec.name: spec.default for spec in _SPECS}
 
 
 class Ollama:
-    """The adapter of Ollama; also `Provisioned`, `External` and `Floored`."""
+    """The adapter of Ollama; also `Provisioned`, `External`, `Adoptable` and `Floored`."""
 
     @property
     def name(self) -> str:
@@ -127,8 +129,8 @@ class Ollama:
 
     @property
     def formats(self) -> frozenset[str]:
-        """GGUF; Ollama takes some safetensors as well, which was never tried."""
-        return frozenset({"gguf"})
+        """GGUF, and what an adopted Ollama has in its own store; some safetensors as well, which was never tried."""
+        return frozenset({"gguf", "ollama"})
 
     @property
     def setting_specs(self) -> tuple[SettingSpec, ...]:
@@ -260,6 +262,19 @@ class Ollama:
             model=model if isinstance(model, str) else "",
             is_local=True,
         )
+
+    @property
+    def adoption_paths(self) -> tuple[str, str]:
+        """Its version and its models; both are read-only."""
+        return VERSION_PATH, MODELS_PATH
+
+    def adopted(self, version_body: bytes, models_body: bytes) -> Adopted:
+        """Return what a running Ollama says of itself.
+
+        Raises:
+            Failure: `request.invalid_json` when it is none.
+        """
+        return adoption.adopted(version_body, models_body)
 
     def endpoints(self, settings: Settings) -> frozenset[Endpoint]:
         """Return chat and completions, or embeddings, as `task` says."""

@@ -1,14 +1,14 @@
 """What a running Ollama says of itself, as values: the half of adoption that decides.
 
 In: the bodies of `GET /api/version` and `GET /api/tags`, as they came over the wire. Out: its version and its models.
-Called by the node agent, which does the reading and nothing else: nothing of an adopted Ollama is ever written, no
-model pulled, created, deleted, loaded or unloaded.
+Called through the adapter by the node agent, which does the reading and nothing else: nothing of an adopted Ollama is
+ever written, no model pulled, created, deleted, loaded or unloaded.
 """
 
 import json
 import re
-from dataclasses import dataclass
 
+from adapters.contract import Adopted, AdoptedModel
 from core.errors import Failure
 
 DEFAULT_ADDRESS = "127.0.0.1:11434"
@@ -18,26 +18,6 @@ VERSION_PATH, MODELS_PATH = "/api/version", "/api/tags"
 _MAX_MODELS = 10_000
 _MAX_TEXT = 512
 _DIGEST = re.compile(r"^(?:sha256:)?([0-9a-f]{64})\Z")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdoptedModel:
-    """One model of an Ollama that is not ours; `sha256` is its manifest's digest, "" when it gives none."""
-
-    name: str
-    sha256: str
-    size_bytes: int
-    format: str
-    architecture: str
-    quantization: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adopted:
-    """A running Ollama."""
-
-    version: str
-    models: tuple[AdoptedModel, ...]
 
 
 def adopted(version_body: bytes, tags_body: bytes) -> Adopted:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from adapters import floors
-from adapters.contract import Adapter
+from adapters.contract import Adapter, Adoptable
 from controller.api.seeing import Seen
 from controller.engines.choosing import is_program
 from controller.engines.model import EngineWant
@@ -32,7 +32,7 @@ def engine(adapter: Adapter, seen: Seen) -> Json:
         "default_version": default,
         "previous_version": chosen.previous if chosen else "",
         "is_program": is_program(adapter),
-        "is_adoptable": floors.is_adoptable(adapter),
+        "is_adoptable": isinstance(adapter, Adoptable),
         "formats": sorted(adapter.formats),
         "endpoints": sorted(one.value for one in adapter.endpoints({})),
         "capabilities": sorted(one.value for one in adapter.capabilities({})),

@@ -4,11 +4,11 @@ Comes in: wishes from the admin API, engine facts from the reconcile loop. Goes 
 of, events, wake-ups. It installs nothing: nodes do, when they hear of it; those that are offline hear of it later.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from adapters import floors, registry
-from adapters.contract import Adapter
+from adapters.contract import Adapter, Adoptable
 from controller.engines import store
 from controller.engines.choosing import (
     EngineVersions,
@@ -18,11 +18,12 @@ from controller.engines.choosing import (
     is_program,
     is_ready,
 )
-from controller.engines.model import EngineDefault, EngineWant, InstallWish, Moving, NodeName
-from controller.exchange import EngineFact
+from controller.engines.model import EngineDefault, EngineWant, InstallWish, Moving, NodeInstall, NodeName
+from controller.exchange import EngineFact, EngineInstall
 from core.addresses import loopback_url
 from core.errors import Failure
 from core.events import Happening, Subject
+from core.ids import NodeId
 from core.infra import postgres
 from core.ports import EventLog, Wakeups
 from core.versions import newest_first
@@ -47,6 +48,13 @@ class Deploying(Protocol):
         """
 
 
+class LiveEngines(Protocol):
+    """What nodes say now; the controller's fleet implements it."""
+
+    def engines(self) -> Mapping[NodeId, tuple[EngineFact, ...]]:
+        """Return what each node said of its engines in this reign; a node that has not is left out."""
+
+
 class EngineInstallations:
     """The one owner of wishes for engines and of their defaults."""
 
@@ -56,6 +64,7 @@ class EngineInstallations:
         database: postgres.Database,
         versions: EngineVersions,
         deployments: Deploying,
+        live: LiveEngines,
         events: EventLog[postgres.Connection],
         wakeups: Wakeups,
         adapter: Callable[[str], Adapter] = registry.adapter,
@@ -63,6 +72,7 @@ class EngineInstallations:
         self._database = database
         self._versions = versions
         self._deployments = deployments
+        self._live = live
         self._events = events
         self._wakeups = wakeups
         self._adapter = adapter
@@ -116,7 +126,7 @@ class EngineInstallations:
         self, connection: postgres.Connection, name: str, version: str, nodes: Sequence[NodeName]
     ) -> tuple[NodeName, ...]:
         """Return those of `nodes` that have a version, or are to have it."""
-        reported = [one for one in await store.installs(connection, name) if one.version == version]
+        reported = [one for one in await self._installs(connection, name) if one.version == version]
         wanted = {row.node_id for row in await store.wants(connection) if (row.engine, row.version) == (name, version)}
         ours = wanted | {one.node_id for one in reported if one.size_bytes or not is_ready(one.state)}
         holders = tuple(node for node in nodes if node.node_id in ours)
@@ -196,15 +206,25 @@ class EngineInstallations:
         )
 
     async def _checked(self, connection: postgres.Connection, adapter: Adapter, wish: InstallWish) -> str:
-        here = {one.version for one in await store.installs(connection, adapter.name) if is_ready(one.state)}
+        here = {one.version for one in await self._installs(connection, adapter.name) if is_ready(one.state)}
         return checked_version(adapter, wish, await self._versions.default(connection, adapter), here)
+
+    async def _installs(self, connection: postgres.Connection, name: str) -> list[NodeInstall]:
+        """Return the installs of an engine as nodes report them now; a row is older by up to a pass of the loop."""
+        live = self._live.engines()
+        found = [one for one in await store.installs(connection, name) if NodeId(one.node_id) not in live]
+        for node in await store.nodes(connection):
+            for fact in live.get(NodeId(node.node_id), ()):
+                if fact.engine == name:
+                    found += [_node_install(node, name, install) for install in fact.installs]
+        return found
 
     async def _old_default(self, connection: postgres.Connection, adapter: Adapter) -> str:
         """Return the default; of a program without one, the newest that nodes have now."""
         old = await self._versions.default(connection, adapter)
         if old or not is_program(adapter):
             return old
-        here = [one.version for one in await store.installs(connection, adapter.name) if is_ready(one.state)]
+        here = [one.version for one in await self._installs(connection, adapter.name) if is_ready(one.state)]
         return newest_first(version for version in here if version)[0] if any(here) else ""
 
     async def _want_where_needed(
@@ -212,7 +232,7 @@ class EngineInstallations:
     ) -> None:
         """Want `version` on the node that is named, else on those that have the engine or run it; else nowhere yet."""
         nodes = chosen_nodes(await store.nodes(connection), wish.node)
-        needing = {one.node_id for one in await store.installs(connection, name)}
+        needing = {one.node_id for one in await self._installs(connection, name)}
         needing |= {use.node_id for use in await store.uses(connection, name)}
         needing |= {row.node_id for row in await store.wants(connection) if row.engine == name and not row.adopt_url}
         for node in nodes:
@@ -230,7 +250,7 @@ class EngineInstallations:
                 `storage.unavailable`.
         """
         adapter = self._adapter(name)
-        if not floors.is_adoptable(adapter):
+        if not isinstance(adapter, Adoptable):
             raise Failure(
                 "engine.runtime_unsupported",
                 f"a running {name} cannot be adopted",
@@ -293,6 +313,18 @@ class EngineInstallations:
     ) -> None:
         happening = Happening(kind=kind, subject_kind=Subject.ENGINE, subject=name, message=message, data=data)
         await self._events.record(connection, happening)
+
+
+def _node_install(node: NodeName, engine: str, install: EngineInstall) -> NodeInstall:
+    return NodeInstall(
+        node_id=node.node_id,
+        node_name=node.name,
+        engine=engine,
+        version=install.version,
+        state=install.state.value,
+        message=install.message,
+        size_bytes=install.size_bytes,
+    )
 
 
 def _named(nodes: Sequence[NodeName]) -> str:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from controller.exchange import Observation
+from controller.exchange import EngineFact, Observation
 from controller.fleet import session as protocol
 from controller.fleet import store
 from controller.fleet.lease import AwakeClock, Timers, node_state
@@ -124,6 +124,14 @@ class Fleet:
             if not told:
                 found.update(*(fact["installed_versions"] for fact in entry.row.engines if fact["engine"] == engine))
         return frozenset(found)
+
+    def engines(self) -> dict[NodeId, tuple[EngineFact, ...]]:
+        """Return what each node said of its engines in this reign; a node that has not is left out."""
+        return {
+            node_id: entry.observation.engines
+            for node_id, entry in self._entries.items()
+            if entry.observation is not None and entry.observation.engines
+        }
 
     async def load(self) -> None:
         """Read the nodes of former reigns: none of them counts as ready or lost before it had time to dial again.

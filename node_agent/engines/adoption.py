@@ -1,24 +1,23 @@
 """Engines that were running before us: read over loopback every few seconds, never written.
 
-Comes in: orders with an `adopt_url`. Goes out: `Adopted`, with the last models that could be read. Started by
-`node_agent.engines.house`. Only `GET /api/version` and `GET /api/tags` are asked (Ollama's API, docs/openapi.yaml of
-ollama/ollama); answers are bounded in size and time, and a stranger's: what is odd in them is left out.
+Comes in: orders with an `adopt_url`. Goes out: `AdoptedNow`, with the last models that could be read. Started by
+`node_agent.engines.house`. Only the two GETs that the adapter names are made; answers are bounded in size and time, and
+a stranger's: what is odd in them is left out.
 """
 
 import asyncio
 import contextlib
 import http.client
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
+from adapters.contract import Adapter, Adoptable, AdoptedModel
 from core.addresses import loopback_url
 from core.errors import Failure
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
-from node_agent.engines.orders import Adopted, AdoptedModel, EngineOrder
+from node_agent.engines.orders import AdoptedNow, EngineOrder
 
 READ_EVERY_S = 3.0
 _PATIENCE_S = 2.0
@@ -31,13 +30,20 @@ class Adoptions:
     """One reader per engine that is adopted here."""
 
     def __init__(
-        self, *, guard: TaskGuard, log: Log, changed: Callable[[], None], read_every_s: float = READ_EVERY_S
+        self,
+        *,
+        adapter: Callable[[str], Adapter],
+        guard: TaskGuard,
+        log: Log,
+        changed: Callable[[], None],
+        read_every_s: float = READ_EVERY_S,
     ) -> None:
+        self._adapter = adapter
         self._guard = guard
         self._log = log
         self._changed = changed
         self._read_every_s = read_every_s
-        self._now: dict[str, Adopted] = {}
+        self._now: dict[str, AdoptedNow] = {}
         self._readers: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._never = asyncio.Event()  # never set: waiting on it with a timeout is a timer
 
@@ -53,29 +59,32 @@ class Adoptions:
             if engine not in self._readers:
                 self._readers[engine] = (url, self._guard.brief(f"adopted {engine}", self._read(engine, url)))
 
-    def now(self) -> dict[str, Adopted]:
+    def now(self) -> dict[str, AdoptedNow]:
         """Return what was read last, by engine."""
         return dict(self._now)
 
     async def _read(self, engine: str, url: str) -> None:
         try:
             base_url = loopback_url(url)
+            adapter = self._adapter(engine)
+            if not isinstance(adapter, Adoptable):
+                raise Failure("engine.runtime_unsupported", f"a running {engine} cannot be adopted")
         except Failure as failure:  # the controller refuses it first; a node trusts nobody with its loopback
-            self._take(engine, Adopted(base_url=url[:200], message=str(failure)))
+            self._take(engine, AdoptedNow(base_url=url[:200], message=str(failure)))
             return
         while True:
             try:
-                found = await asyncio.to_thread(read, base_url)
+                found = await asyncio.to_thread(read, base_url, adapter)
             except Failure as failure:
                 before = self._now.get(engine)
                 # Not forgotten for one answer that is late: a restart of the engine takes seconds.
                 models, version = (before.models, before.version) if before else ((), "")
-                found = Adopted(base_url=base_url, version=version, models=models, message=failure.message)
+                found = AdoptedNow(base_url=base_url, version=version, models=models, message=failure.message)
             self._take(engine, found)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._never.wait(), self._read_every_s)
 
-    def _take(self, engine: str, found: Adopted) -> None:
+    def _take(self, engine: str, found: AdoptedNow) -> None:
         before = self._now.get(engine)
         if found == before:
             return
@@ -85,21 +94,27 @@ class Adoptions:
         self._changed()
 
 
-def read(base_url: str) -> Adopted:
+def read(base_url: str, adapter: Adoptable) -> AdoptedNow:
     """Return what the engine at `base_url` (of loopback) tells of itself. Blocks, at most 4 s.
 
     Raises:
         Failure: `source.unreachable` when it does not answer, or with something else than it should.
     """
-    version = _object(base_url, "/api/version").get("version")
-    return Adopted(
+    version_path, models_path = adapter.adoption_paths
+    bodies = _body(base_url, version_path), _body(base_url, models_path)
+    try:
+        found = adapter.adopted(*bodies)
+    except Failure as failure:
+        raise Failure("source.unreachable", f"{failure.message}: {base_url}", hint=failure.hint) from failure
+    models = {model.name: model for model in found.models if _is_sound(model)}
+    return AdoptedNow(
         base_url=base_url,
-        version=_text(version, 80),
-        models=models_of(_object(base_url, "/api/tags")),
+        version=found.version[:80] if found.version.isprintable() else "",
+        models=tuple(models[name] for name in sorted(models))[:_MAX_MODELS],
     )
 
 
-def _object(base_url: str, path: str) -> Mapping[str, Any]:
+def _body(base_url: str, path: str) -> bytes:
     parts = urlsplit(base_url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_PATIENCE_S)
     try:
@@ -113,48 +128,12 @@ def _object(base_url: str, path: str) -> Mapping[str, Any]:
         connection.close()
     if answer.status != http.client.OK:
         raise Failure("source.unreachable", f"the engine at {base_url} answers {answer.status} to GET {path}")
-    try:
-        found = json.loads(body) if len(body) <= _MAX_ANSWER_BYTES else None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Failure("source.unreachable", f"the engine at {base_url} does not answer GET {path} as Ollama does")
-    return found
+    if len(body) > _MAX_ANSWER_BYTES:
+        raise Failure("source.unreachable", f"the engine at {base_url} answers GET {path} with too much")
+    return body
 
 
-def models_of(tags: Mapping[str, Any]) -> tuple[AdoptedModel, ...]:
-    """Return the models of an answer to `GET /api/tags`, by name; those that run on another host are left out.
-
-    Source: schemas ListResponse and ModelSummary of Ollama's docs/openapi.yaml.
-    """
-    listed = tags.get("models")
-    found: dict[str, AdoptedModel] = {}
-    for item in listed if isinstance(listed, list) else ():
-        model = _model(item)
-        if model is not None and len(found) < _MAX_MODELS:
-            found[model.name] = model
-    return tuple(found[name] for name in sorted(found))
-
-
-def _model(item: object) -> AdoptedModel | None:
-    if not isinstance(item, dict) or item.get("remote_host") or item.get("remote_model"):
-        return None
-    name = _text(item.get("name") or item.get("model"), 200)
-    sha256 = _text(item.get("digest"), 80).removeprefix("sha256:")
-    size = item.get("size")
-    details = item.get("details")
-    details = details if isinstance(details, dict) else {}
-    if not name or not _HEX.match(sha256):
-        return None
-    return AdoptedModel(
-        name=name,
-        sha256=sha256,
-        size_bytes=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else 0,
-        format=_text(details.get("format"), 40),
-        architecture=_text(details.get("family"), 80),
-        quantization=_text(details.get("quantization_level"), 40),
-    )
-
-
-def _text(value: object, longest: int) -> str:
-    return value[:longest] if isinstance(value, str) and value.isprintable() else ""
+def _is_sound(model: AdoptedModel) -> bool:
+    """Return whether a model can be registered: what has no digest is nothing that could be told from another."""
+    texts = (model.name, model.format, model.architecture, model.quantization)
+    return bool(model.name) and _HEX.match(model.sha256) is not None and all(text.isprintable() for text in texts)

@@ -65,7 +65,7 @@ class EngineHouse:
         self._adapter = adapter
         self._environments = Environments(wheel_dir=wheel_dir, environment=environment, children=children, log=log)
         self._binaries = Binaries(environment=environment, children=children, guard=guard, log=log, changed=changed)
-        self.adoptions = Adoptions(guard=guard, log=log, changed=changed)
+        self.adoptions = Adoptions(adapter=adapter, guard=guard, log=log, changed=changed)
         self._guard = guard
         self._log = log
         self._changed = changed

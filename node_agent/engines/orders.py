@@ -7,6 +7,7 @@ Made from protobuf by `node_agent.supervisor`, read back by `node_agent.inventor
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from adapters.contract import AdoptedModel
 from core.states import InstallState
 from node_agent.engines.places import Key
 
@@ -81,20 +82,8 @@ class Survey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdoptedModel:
-    """A model of an engine that somebody else runs; `sha256` is what that engine calls its digest."""
-
-    name: str
-    sha256: str
-    size_bytes: int
-    format: str = ""
-    architecture: str = ""
-    quantization: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adopted:
-    """An engine that somebody else runs; `message` says why it cannot be read now."""
+class AdoptedNow:
+    """An engine that somebody else runs, as it was read last; `message` says why it cannot be read now."""
 
     base_url: str
     version: str = ""

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapters import floors
-from adapters.contract import Binary, InstallPlan, Runtime
+from adapters.contract import Adopted, Binary, InstallPlan, Runtime
 from adapters.fake.adapter import Fake
 from controller.engines import store
 from controller.engines.choosing import EngineVersions
@@ -18,6 +17,7 @@ from controller.fleet import store as fleet_store
 from controller.ledger.service import Bell, Ledger
 from controller.registry.adopted import model_names
 from core.errors import Failure
+from core.ids import NodeId
 from core.infra import postgres
 from core.names import NAME_PATTERN
 from core.states import InstallState
@@ -51,6 +51,13 @@ class Demo(Fake):
     def floor(self) -> tuple[str, str]:
         return ("1.5", "CVE-2026-0001")
 
+    @property
+    def adoption_paths(self) -> tuple[str, str]:
+        return "/version", "/models"
+
+    def adopted(self, version_body: bytes, models_body: bytes) -> Adopted:
+        raise NotImplementedError
+
     def install_plan(self, version: str) -> InstallPlan:
         return InstallPlan(requirements=(), binary=Binary(executable="demoserve"))
 
@@ -65,6 +72,13 @@ class Nobody:
 
     async def run_engine_version(self, *_: Any, **__: Any) -> tuple[str, ...]:
         return ()
+
+
+class Silent:
+    """No node has said anything in this reign: what their rows hold is all that is known."""
+
+    def engines(self) -> dict[NodeId, tuple[EngineFact, ...]]:
+        return {}
 
 
 class Quiet:
@@ -87,6 +101,7 @@ async def make(database: postgres.Database) -> Make:
         database=database,
         versions=EngineVersions(),
         deployments=Nobody(),
+        live=Silent(),
         events=Ledger(database, Bell()),
         wakeups=Quiet(),
         adapter=lambda name: adapter,
@@ -235,11 +250,6 @@ async def test_a_running_engine_is_adopted_on_one_node_by_its_loopback_address(
     assert code(caught) == "engine.not_installed"
     await engines.disown("demo", "box")
     assert await wants(database) == set()
-
-
-def test_what_can_be_adopted_has_models_of_its_own_kind() -> None:
-    assert floors.is_adoptable(Demo())
-    assert not floors.is_adoptable(Fake())
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters import registry
+from adapters.contract import Adoptable, AdoptedModel
 from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
-from node_agent.engines.adoption import Adoptions, models_of, read
-from node_agent.engines.orders import AdoptedModel, EngineOrder
+from node_agent.engines.adoption import Adoptions, read
+from node_agent.engines.orders import EngineOrder
 from tests.node_agent import trees
 
 DIGEST = "c6eb396dbd5992bbe3f5cdb947e8bbc0ee413d7c17e2beaae69f5d569cf982eb"
@@ -39,6 +41,11 @@ SUMMARY = {
 GEMMA = AdoptedModel(
     name="gemma4", sha256=DIGEST, size_bytes=9608350245, format="gguf", architecture="gemma4", quantization="Q4_K_M"
 )
+
+
+_FOUND = registry.adapter("ollama")
+assert isinstance(_FOUND, Adoptable)
+OLLAMA: Adoptable = _FOUND
 
 
 class Ollama:
@@ -90,7 +97,7 @@ def ollama(port: int = 0) -> Iterator[Ollama]:
 async def adoptions():
     log = Log("test", SystemClock(), io.StringIO())
     async with TaskGuard(log) as guard:
-        yield Adoptions(guard=guard, log=log, changed=lambda: None, read_every_s=0.05)
+        yield Adoptions(adapter=registry.adapter, guard=guard, log=log, changed=lambda: None, read_every_s=0.05)
 
 
 def wish(url: str) -> EngineOrder:
@@ -99,7 +106,7 @@ def wish(url: str) -> EngineOrder:
 
 def test_what_an_ollama_tells_is_read() -> None:
     with ollama() as played:
-        found = read(played.url)
+        found = read(played.url, OLLAMA)
     assert (found.version, found.models, found.message) == ("0.33.0", (GEMMA,), "")
     assert played.heard == ["GET /api/version", "GET /api/tags"]
 
@@ -145,7 +152,7 @@ def test_what_is_no_ollama_is_a_sentence(path: str, answer: bytes, status: int) 
     with ollama() as played:
         played.answers[path], played.status = answer, status
         with pytest.raises(Failure) as caught:
-            read(played.url)
+            read(played.url, OLLAMA)
     assert caught.value.code == "source.unreachable"
     assert "<html>" not in str(caught.value)
 
@@ -156,17 +163,28 @@ def test_what_is_no_ollama_is_a_sentence(path: str, answer: bytes, status: int) 
         {**SUMMARY, "remote_host": "https://ollama.com"},
         {**SUMMARY, "digest": "short"},
         {**SUMMARY, "name": "", "model": ""},
-        {**SUMMARY, "name": "a\x1b[31m", "model": ""},
+        {**SUMMARY, "model": "a\x1b[31m"},
         "text",
         None,
     ],
     ids=["remote", "digest", "nameless", "escape", "text", "null"],
 )
 def test_a_model_that_is_not_there_or_odd_is_left_out(item: object) -> None:
-    assert models_of({"models": [item, SUMMARY, {**SUMMARY, "details": None, "size": -1, "name": "b"}]}) == (
-        AdoptedModel(name="b", sha256=DIGEST, size_bytes=0),
-        GEMMA,
-    )
+    with ollama() as played:
+        played.answers["/api/tags"] = {
+            "models": [item, SUMMARY, {**SUMMARY, "details": None, "size": -1, "model": "b"}]
+        }
+        assert read(played.url, OLLAMA).models == (
+            AdoptedModel(name="b", sha256=DIGEST, size_bytes=0, format="", architecture="", quantization=""),
+            GEMMA,
+        )
+
+
+async def test_an_engine_that_cannot_be_adopted_says_so() -> None:
+    async with adoptions() as reading:
+        reading.apply([EngineOrder(engine="fake", version="", adopt_url="http://127.0.0.1:1")])
+        found = await trees.until(lambda: reading.now().get("fake"))
+        assert "cannot be adopted" in found.message
 
 
 json_values = st.recursive(
@@ -177,6 +195,8 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_no_list_of_models_makes_the_reading_fail(value: object) -> None:
-    assert isinstance(models_of({"models": value}), tuple)
-    assert isinstance(models_of({"models": [value]}), tuple)
+def test_no_list_of_models_is_more_than_refused(value: object) -> None:
+    for models in (value, [value]):
+        # Any other exception than our own refusal fails the test.
+        with contextlib.suppress(Failure):
+            OLLAMA.adopted(b'{"version": "1"}', json.dumps({"models": models}).encode())

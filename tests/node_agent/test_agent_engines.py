@@ -11,7 +11,7 @@ from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
 from tests.node_agent.test_adoption import DIGEST, ollama
 
-VERSION = "2026.10.11549"
+VERSION = "0.0.1"  # none that this release has a lock for: the wheel is ours
 
 
 @pytest.fixture
@@ -64,18 +64,13 @@ async def test_a_wanted_engine_is_installed_told_kept_over_a_restart_and_removed
 
 
 async def test_a_running_ollama_is_adopted_without_a_write_to_it(node: Node, controller: Controller) -> None:
-    # The stream carries what is read under the name of an engine that this release knows.
     with ollama() as played:
-        want = node_pb2.EngineWant(engine="llamacpp", adopt_url=played.url)
+        want = node_pb2.EngineWant(engine="ollama", adopt_url=played.url)
         await node.start()
         await trees.until(lambda: controller.hellos)
         await controller.want(nodes.desired(1, engines=[want]))
-        adopted = await trees.until(
-            lambda: fact(controller, "llamacpp") and fact(controller, "llamacpp").adopted.models, 5
-        )
+        adopted = await trees.until(lambda: fact(controller, "ollama") and fact(controller, "ollama").adopted.models, 5)
         assert [(model.name, model.sha256) for model in adopted] == [("gemma4", DIGEST)]
         await controller.want(nodes.desired(2))
-        await trees.until(
-            lambda: fact(controller, "llamacpp") and not fact(controller, "llamacpp").HasField("adopted"), 5
-        )
+        await trees.until(lambda: fact(controller, "ollama") and not fact(controller, "ollama").HasField("adopted"), 5)
     assert {line.split()[0] for line in played.heard} == {"GET"}
