@@ -26,6 +26,7 @@ from node_agent.ports import Ports
 from node_agent.runner import Runner
 from node_agent.subprocesses import Children
 from node_agent.surroundings import Surroundings
+from protos.slice.node.v1 import node_pb2
 from tests.node_agent import nodes, trees
 from tests.node_agent.nodes import Node
 
@@ -53,7 +54,10 @@ class Fault:
 
 @contextlib.asynccontextmanager
 async def runner_of(
-    node: Node, chance: Callable[[], float], changed: Callable[[], None] = lambda: None
+    node: Node,
+    chance: Callable[[], float],
+    changed: Callable[[], None] = lambda: None,
+    want: node_pb2.ReplicaWant | None = None,
 ) -> AsyncIterator[Runner]:
     clock = SystemClock()
     log = Log("test", clock, io.StringIO())
@@ -96,7 +100,7 @@ async def runner_of(
             log=log,
             policy=replica.RestartPolicy(first_delay_s=0.01),
         )
-        yield Runner(nodes.want(), around)
+        yield Runner(want or nodes.want(), around)
 
 
 @pytest.fixture
