@@ -212,12 +212,7 @@ class TextgenWebui(OpenAiRemote):
 
         A prompt that does not fit is cut in silence: `truncation_length` is the operator's own setting there.
         """
-        return Dialect(
-            paths=_PATHS,
-            renames={"max_completion_tokens": "max_tokens"},
-            refused=_UNHEEDED,
-            is_overflow_silent=True,
-        )
+        return Dialect(paths=_PATHS, renames={"max_completion_tokens": "max_tokens"}, refused=_UNHEEDED)
 
     def capabilities(self, settings: Settings) -> frozenset[Capability]:
         """Return its endpoints, and seeds: schemas are ignored, tools and logprobs depend on its loader."""

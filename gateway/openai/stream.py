@@ -61,8 +61,8 @@ def is_only_done(data: bytes) -> bool:
 class ModelName:
     """Turns the engine's name for a model back into the public one; does nothing when they are the same.
 
-    The engine's name may carry `tag` in its answers (`smollm2:latest`). `served` is None for an engine that runs elsewhere
-    and may answer under any name: `gpt-4o-2024-08-06` to `gpt-4o`.
+    The engine's name may carry `tag` in its answers (`smollm2:latest`). `served` is None for an engine that runs
+    elsewhere and may answer under any name: `gpt-4o-2024-08-06` to `gpt-4o`.
 
     An unescaped `"model":"<name>"` can only be a member of an object: inside a JSON string its quotes are escaped.
     """

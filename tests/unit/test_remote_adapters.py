@@ -61,6 +61,5 @@ def test_text_generation_webui_declares_what_it_would_ignore():
     assert {"n", "response_format", "functions", "chat_template_str", "instruction_template_str"} <= set(
         dialect.refused
     )
-    assert dialect.is_overflow_silent
     assert Capability.JSON_SCHEMA not in adapter("textgen_webui").capabilities({})
     assert Capability.JSON_SCHEMA in adapter("openai").capabilities({})
