@@ -20,7 +20,7 @@ from node_agent.replica import Bounds
 from node_agent.runtimes.contract import Found, Seat, Whereabouts
 
 _FIRST_PAUSE_S = 1.0
-"""After a failed probe of one that was never well: it may be about to start. It doubles up to the interval."""
+"""After a failed probe, so that a short fault is soon over and a long one soon known. It doubles up to the interval."""
 
 
 class ExternalEngine:
@@ -110,16 +110,15 @@ class ExternalEngine:
         assert self._remote is not None, "it was found before it is watched"
         assert self._origin is not None
         health, path = self._health(), self._remote.probe_path
-        pause_s = _FIRST_PAUSE_S
+        failures = 0
         while True:
             self._wake.clear()
             event = await self._probed(self._origin, path, health)
             self._seat.tell(event)
-            if isinstance(event, lifecycle.ProbePassed):
-                pause_s = health.probe_interval_s
+            failures = 0 if isinstance(event, lifecycle.ProbePassed) else min(failures + 1, 16)
+            soon_s = _FIRST_PAUSE_S * 2.0 ** (failures - 1) if failures else health.probe_interval_s
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(pause_s, health.probe_interval_s))
-            pause_s *= 2
+                await asyncio.wait_for(self._wake.wait(), min(soon_s, health.probe_interval_s))
 
     async def _probed(self, origin: Origin, path: str, health: Health) -> lifecycle.Happened:
         try:
