@@ -17,6 +17,7 @@ from core.infra import cluster
 from core.states import Desired, ReplicaState
 from node_agent import lifecycle, replica
 from node_agent.replica import Replica
+from node_agent.runtimes.container import ContainerEngine
 from node_agent.runtimes.contract import Engine, Seat
 from node_agent.runtimes.external import ExternalEngine
 from node_agent.runtimes.process import ProcessEngine
@@ -30,6 +31,8 @@ def engine_of(seat: Seat) -> Engine:
     """Return the engine of the runtime that is wanted; "" is a process."""
     if seat.want.runtime == Runtime.EXTERNAL:
         return ExternalEngine(seat)
+    if seat.want.runtime == Runtime.CONTAINER:
+        return ContainerEngine(seat)
     return ProcessEngine(seat)
 
 

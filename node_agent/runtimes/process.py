@@ -148,8 +148,7 @@ class ProcessEngine:
             await self._clear_old_shim()
             self._port = self._around.ports.take()
             prepared = self._prepared(self._request(), incarnation)
-            await asyncio.to_thread(launching.link_model, self._files, directory / "model")
-            await asyncio.to_thread(launching.write_files, prepared)
+            await asyncio.to_thread(self._write, prepared)
             self._started = Started(
                 incarnation=incarnation,
                 port=self._port,
@@ -162,6 +161,11 @@ class ProcessEngine:
         except OSError as error:
             reason = f"the files of {self._want.replica_id} cannot be written: {error.strerror}"
             raise Failure("shim.start_failed", reason, hint="check free space and modes") from error
+
+    def _write(self, prepared: Prepared) -> None:
+        """Write what must be on disk before the spawn. Blocks."""
+        launching.link_model(self._files, self._seat.directory / "model")
+        launching.write_files(prepared)
 
     def _prepared(self, request: LaunchRequest, incarnation: int) -> Prepared:
         return launching.prepare(

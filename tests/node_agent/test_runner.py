@@ -17,6 +17,7 @@ from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from core.states import ReplicaState
 from node_agent import replica
+from node_agent.containers.house import ContainerHouse
 from node_agent.devices.cpu import CpuSource
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
@@ -58,6 +59,7 @@ async def runner_of(
     chance: Callable[[], float],
     changed: Callable[[], None] = lambda: None,
     want: node_pb2.ReplicaWant | None = None,
+    containers: ContainerHouse | None = None,
 ) -> AsyncIterator[Runner]:
     clock = SystemClock()
     log = Log("test", clock, io.StringIO())
@@ -91,6 +93,10 @@ async def runner_of(
                 children=children,
                 guard=guard,
                 log=log,
+            ),
+            containers=containers
+            or ContainerHouse(
+                data_dir=node.data_dir, environment=environment, children=children, log=log, may_pull=False
             ),
             ports=Ports(range(*node.config["engine_ports"])),
             devices=Devices((CpuSource(),), log),
