@@ -8,6 +8,7 @@ from adapters.contract import Adapter
 from adapters.fake.adapter import Fake
 from adapters.llamacpp.adapter import LlamaCpp
 from adapters.ollama.adapter import Ollama
+from adapters.openai.adapter import OpenAiRemote, TextgenWebui
 from adapters.tgi.adapter import Tgi
 from adapters.transformers.adapter import Transformers
 from adapters.vllm.adapter import Vllm
@@ -17,7 +18,7 @@ from core.names import did_you_mean
 
 def adapters() -> tuple[Adapter, ...]:
     """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
-    return (LlamaCpp(), Vllm(), Transformers(), Ollama(), Tgi(), Fake())
+    return (LlamaCpp(), Vllm(), Transformers(), Ollama(), Tgi(), Fake(), OpenAiRemote(), TextgenWebui())
 
 
 def adapter(name: str) -> Adapter:

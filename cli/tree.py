@@ -94,6 +94,17 @@ TABLE: Table = {
             revoke="Revoke an API key; the doors know within 2 s.",
         ),
     ),
+    "secret": GroupEntry(
+        summary="Keep the keys of engines that run elsewhere.",
+        section=_CLUSTER,
+        verbs=_verbs(
+            "secrets",
+            "Commands",
+            set_="Store the key of an engine that runs elsewhere.",
+            list_="List the secrets, never their values.",
+            rm="Delete secrets that no deployment uses.",
+        ),
+    ),
     "alias": GroupEntry(
         summary="Give models stable public names.",
         section=_CLUSTER,

@@ -304,6 +304,16 @@ KEYS = View(
     ),
 )
 
+SECRETS = View(
+    name=lambda item: str(item.get("name")),
+    empty="no secrets; `slice secret set NAME` stores one",
+    columns=(
+        Column(title="NAME", cell=_text("name")),
+        Column(title="USED BY", cell=_text("used_by")),
+        Column(title="AGE", cell=_age("created_at"), is_number=True),
+        Column(title="READABLE", cell=_text("is_readable")),
+    ),
+)
 ALIASES = View(
     name=_field("name"),
     empty="no aliases; `slice alias set NAME MODEL` makes one",

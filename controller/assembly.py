@@ -29,6 +29,8 @@ from controller.registry.service import Registry
 from controller.registry.stages import Stages
 from controller.registry.stores import Stores
 from controller.routes.service import Routes
+from controller.secrets.service import Secrets
+from controller.secrets.vault import Vault
 from controller.wakeups import LoopWakeups
 from core.clock import Clock
 from core.infra import postgres
@@ -56,6 +58,7 @@ class Facts:
     schema: int
     openai_base_url: str
     key_pepper: bytes
+    secret_key: bytes
     heartbeat_s: float
     loop: LoopConfig
 
@@ -76,6 +79,7 @@ def build(
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
+    secrets = Secrets(database=database, vault=Vault(facts.secret_key), events=ledger, wakeups=wakeups, entropy=entropy)
     fleet = Fleet(
         database=database,
         wakeups=wakeups,
@@ -87,6 +91,7 @@ def build(
     deployments = Deployments(
         database=database,
         versions=registry,
+        secrets=secrets,
         installations=fleet,
         engine_versions=versions,
         events=ledger,
@@ -118,6 +123,7 @@ def build(
         absorb=absorb,
         commit=commit,
         dispatch=Dispatch(database=database, leadership=leadership, fleet=fleet),
+        vault=secrets.vault,
         planner=plan,
         clock=clock,
         log=log,
@@ -131,6 +137,7 @@ def build(
         stores=stores,
         deployments=deployments,
         engines=engines,
+        secrets=secrets,
         fleet=fleet,
         logs=LogRelay(fleet=fleet, ids=entropy),
         routes=routes,

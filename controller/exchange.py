@@ -53,6 +53,7 @@ class ReplicaReport:
     memory_bytes: int = 0
     restarts: int = 0
     retry_in_s: float = 0.0
+    base_url: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class ControllerConfig:
     door_token: str = field(repr=False)
     key_pepper: bytes = field(repr=False)
     engine_seed: bytes = field(repr=False)
+    secret_key: bytes = field(repr=False)
     openai_base_url: str
     heartbeat_s: float
     drain_timeout_s: float
@@ -177,6 +178,7 @@ class Controller:
             schema=schema,
             openai_base_url=config.openai_base_url,
             key_pepper=config.key_pepper,
+            secret_key=config.secret_key,
             heartbeat_s=config.heartbeat_s,
             loop=LoopConfig(
                 cpu_reserve_bytes=config.cpu_memory_reserve_bytes,

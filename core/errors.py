@@ -110,6 +110,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "container.image_not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "secret.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "secret.in_use": (Kind.CONFLICT, Retry.NEVER),
+    "secret.unreadable": (Kind.CONFLICT, Retry.NEVER),
     "shim.start_failed": (Kind.FAILED, Retry.LATER),
     "shim.lost": (Kind.FAILED, Retry.LATER),
     "node.already_running": (Kind.CONFLICT, Retry.NEVER),

@@ -30,6 +30,11 @@ class Footprint:
         return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.overhead_bytes
 
 
+NO_FOOTPRINT = Footprint(
+    weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, overhead_bytes=0, provenance=Provenance.COMPUTED
+)
+"""Of an engine that runs elsewhere: no device here gives it anything."""
+
 UNKNOWN_FOOTPRINT = Footprint(
     weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, overhead_bytes=0, provenance=Provenance.UNKNOWN
 )

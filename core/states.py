@@ -16,7 +16,7 @@ class ReplicaState(StrEnum):
     INSTALLING = "installing"  # the node installs the engine
     STARTING = "starting"  # the engine process lives but does not answer yet
     READY = "ready"  # the engine answers its health probe
-    UNHEALTHY = "unhealthy"  # the engine lives but stopped answering its probe
+    UNHEALTHY = "unhealthy"  # the engine lives but does not answer its probe; one that runs elsewhere may be gone
     STOPPING = "stopping"  # the engine has been told to end
     STOPPED = "stopped"  # the engine's whole process tree is gone
     BACKOFF = "backoff"  # the engine ended by itself and will be started again at a known time
@@ -142,6 +142,8 @@ REPLICA_TRANSITIONS: Mapping[tuple[ReplicaState, Event], ReplicaState] = {
     (_S.INSTALLING, _E.REFUSED): _S.FAILED,
     (_S.INSTALLING, _E.STOP_ASKED): _S.STOPPED,
     (_S.STARTING, _E.PROBE_PASSED): _S.READY,
+    # Only of an engine that runs elsewhere: nobody here can end it and start it again.
+    (_S.STARTING, _E.PROBE_FAILED): _S.UNHEALTHY,
     (_S.STARTING, _E.EXITED): _S.BACKOFF,
     (_S.STARTING, _E.GAVE_UP): _S.CRASH_LOOP,
     (_S.STARTING, _E.STOP_ASKED): _S.STOPPING,

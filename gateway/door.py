@@ -19,7 +19,7 @@ from gateway.chance import Chance
 from gateway.config import DoorConfig
 from gateway.relay import DialectOf, Relay, Timeouts
 from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
-from gateway.upstream import Address, EnginePool
+from gateway.upstream import EnginePool
 from gateway.watch import Watch
 from protos.slice.routes.v1 import routes_pb2
 
@@ -98,13 +98,7 @@ class Door:
         self._table = table_from(message)
         self._routed = self._table.replica_ids()
         self._pool.keep_only(
-            frozenset(
-                Address(
-                    host=target.host, port=target.port, replica_id=target.replica_id, incarnation=target.incarnation
-                )
-                for route in self._table.routes.values()
-                for target in route.targets
-            )
+            frozenset(target.address for route in self._table.routes.values() for target in route.targets)
         )
         self._to_save = message
         self._has_news.set()

@@ -20,7 +20,7 @@ from gateway import words
 from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
 from gateway.table import Route, Table, Target
-from gateway.upstream import Address, EngineDied, EnginePool, EngineUnreachable, Reply, Request
+from gateway.upstream import EngineDied, EnginePool, EngineUnreachable, Reply, Request
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 DialectOf = Callable[[str], Dialect | None]
@@ -129,7 +129,8 @@ class Relay:
                 body = await self._error_body(reply, first)
                 raise _retried(self.failure_of(route, reply.status, body))
             headers = [(b"x-slice-replica", target.replica_id.encode())]
-            name = stream.ModelName(route.served_name, route.public_name, dialect.name_tag if dialect else "")
+            served = route.served_name if target.origin is None else None
+            name = stream.ModelName(served, route.public_name, dialect.name_tag if dialect else "")
             if reply.header(b"content-type").startswith(said.stream_type):
                 passage = _Passage(self, call, route, reply, send, said.events(name), headers)
                 await passage.run(first)
@@ -139,12 +140,9 @@ class Relay:
             reply.close()
 
     async def _first_bytes(self, target: Target, request: Request, model: str) -> tuple[Reply, bytes]:
-        address = Address(
-            host=target.host, port=target.port, replica_id=target.replica_id, incarnation=target.incarnation
-        )
         try:
             async with asyncio.timeout(self._timeouts.first_byte_s):
-                reply = await self._pool.exchange(address, request)
+                reply = await self._pool.exchange(target.address, request)
                 try:
                     return reply, await reply.read()
                 except BaseException:

@@ -16,7 +16,9 @@ from google.protobuf.message import DecodeError
 from core.errors import Failure
 from core.ids import KeyId, ReplicaId
 from core.infra.cluster import write_private
+from core.origins import Origin, parse_base_url
 from core.states import DisabledAnswer
+from gateway.upstream import Address
 from protos.slice.routes.v1 import routes_pb2
 
 FILE_FORMAT = 1
@@ -24,13 +26,25 @@ FILE_FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One replica that answers a route, and the key its engine asks for."""
+    """One replica that answers a route, and the key its engine asks for; `origin` is set when it runs elsewhere."""
 
     replica_id: ReplicaId
     incarnation: int
     host: str
     port: int
     engine_key: str = field(repr=False)
+    origin: Origin | None = None
+
+    @property
+    def address(self) -> Address:
+        """Where its connections go."""
+        return Address(
+            host=self.host,
+            port=self.port,
+            replica_id=self.replica_id,
+            incarnation=self.incarnation,
+            origin=self.origin,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +110,7 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
             served_name=route.served_name or route.public_name,
             engine=route.engine,
             endpoints=frozenset(route.endpoints),
-            targets=tuple(
-                Target(
-                    replica_id=ReplicaId(target.replica_id),
-                    incarnation=target.incarnation,
-                    host=target.host,
-                    port=target.port,
-                    engine_key=target.engine_key,
-                )
-                for target in route.targets
-            ),
+            targets=tuple(found for target in route.targets if (found := _target_from(target)) is not None),
             waiting=route.waiting,
             created_unix_s=route.created_unix_s,
             disabled=route.disabled,
@@ -123,6 +128,21 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
         for key in message.keys
     }
     return Table(version=message.version, routes=routes, keys=keys)
+
+
+def _target_from(target: routes_pb2.Target) -> Target | None:
+    try:
+        origin = parse_base_url(target.base_url) if target.base_url else None
+    except Failure:
+        return None  # one that this release may not reach: the others of the route serve on
+    return Target(
+        replica_id=ReplicaId(target.replica_id),
+        incarnation=target.incarnation,
+        host=target.host,
+        port=target.port,
+        engine_key=target.engine_key,
+        origin=origin,
+    )
 
 
 def save_copy(file: Path, message: routes_pb2.RouteTable) -> None:

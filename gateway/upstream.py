@@ -4,12 +4,15 @@ Comes in: a target's address and the bytes of one request. Goes out: `Reply`, wh
 came off the wire, chunk framing removed. Called by the relay only. It must not know OpenAI, retry what an engine may
 have begun to answer, or buffer more than `HIGH_WATER_BYTES` of a reply.
 
-Engines speak plain HTTP on loopback; there is no TLS, proxy, redirect, cookie or content coding here. Why not aiohttp:
-this costs 30 to 50 us of CPU a request instead of 120 (measured).
+Engines of the cluster speak plain HTTP on loopback; those that run elsewhere have an `Origin`, and are reached by TLS
+with checked certificates, at an address that `core.origins` allows. There is no proxy, redirect, cookie or content
+coding here. Why not aiohttp: this costs 30 to 50 us of CPU a request instead of 120 (measured).
 """
 
 import asyncio
+import ipaddress
 import socket
+import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +21,21 @@ from typing import Any, cast
 import httptools
 
 from core.clock import Clock
+from core.origins import Origin, address_fault
 
 HIGH_WATER_BYTES = 256 * 1024
 """Unread body at which a connection stops reading from the engine."""
 LOW_WATER_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 2.0
+REMOTE_CONNECT_TIMEOUT_S = 10.0
+"""For engines that run elsewhere: a look-up, a connection and a TLS handshake over a long line."""
 MAX_HEAD_BYTES = 64 * 1024
 """Largest head of a reply; llama.cpp and vLLM send under 1 KiB."""
 IDLE_S = 3.0
 """Longest rest of a pooled connection: below the 5 s after which uvicorn and cpp-httplib close theirs."""
+REMOTE_IDLE_S = 30.0
+"""For engines that run elsewhere: a TLS handshake costs more than now and then a try on a connection that was closed;
+load balancers close theirs after 60 s."""
 MAX_IDLE_PER_ENGINE = 64
 
 
@@ -40,12 +49,24 @@ class EngineDied(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where one spawn of one engine listens; the incarnation keeps a reused port from sharing connections."""
+    """Where one spawn of one engine listens; the incarnation keeps a reused port from sharing connections.
+
+    `origin` is set for an engine that runs elsewhere.
+    """
 
     host: str
     port: int
     replica_id: str = ""
     incarnation: int = 0
+    origin: Origin | None = None
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header."""
+        if self.origin is not None:
+            return self.origin.authority
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +80,8 @@ class Request:
 
     def head(self, address: Address) -> bytes:
         """Return the head in bytes, blank line included."""
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        lines = [f"{self.method} {self.path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n".encode()]
+        path = address.origin.prefix + self.path if address.origin else self.path
+        lines = [f"{self.method} {path} HTTP/1.1\r\nhost: {address.authority}\r\n".encode()]
         lines += [name + b": " + value + b"\r\n" for name, value in self.headers]
         lines.append(b"content-length: " + str(len(self.body)).encode() + b"\r\n\r\n")
         return b"".join(lines)
@@ -287,6 +308,7 @@ class EnginePool:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._tls: ssl.SSLContext | None = None
         self._idle: dict[Address, deque[EngineConnection]] = {}
 
     async def exchange(self, address: Address, request: Request) -> Reply:
@@ -296,7 +318,8 @@ class EnginePool:
         reply came back (RFC 9112, 9.3.1).
 
         Raises:
-            EngineUnreachable: no connection within `CONNECT_TIMEOUT_S`.
+            EngineUnreachable: no connection in time (`CONNECT_TIMEOUT_S`, `REMOTE_CONNECT_TIMEOUT_S`), or none that may
+                be made: an address that is refused, a certificate that is not trusted.
             EngineDied: the connection ended before a head.
         """
         resting = self._take_idle(address)
@@ -333,7 +356,7 @@ class EnginePool:
 
     def _take_idle(self, address: Address) -> EngineConnection | None:
         resting = self._idle.get(address)
-        oldest = self._clock.monotonic() - IDLE_S
+        oldest = self._clock.monotonic() - (IDLE_S if address.origin is None else REMOTE_IDLE_S)
         while resting:
             connection = resting.pop()
             if connection.is_usable and connection.idle_since > oldest:
@@ -352,6 +375,8 @@ class EnginePool:
 
     async def _connect(self, address: Address) -> EngineConnection:
         loop = asyncio.get_running_loop()
+        if address.origin is not None:
+            return await self._connect_out(address, address.origin)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
@@ -360,3 +385,39 @@ class EnginePool:
         except (OSError, TimeoutError) as error:
             raise EngineUnreachable(f"{address.host}:{address.port}") from error
         return connection
+
+    async def _connect_out(self, address: Address, origin: Origin) -> EngineConnection:
+        """Connect to the first address of `origin` that is allowed and answers; the name is looked up this once."""
+        loop = asyncio.get_running_loop()
+        reason: Exception | None = None
+        try:
+            async with asyncio.timeout(REMOTE_CONNECT_TIMEOUT_S):
+                context = await self._tls_context() if origin.is_tls else None
+                name = origin.host if origin.is_tls else None
+                for place in await _allowed_places(origin):
+                    try:
+                        _, connection = await loop.create_connection(
+                            lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
+                        )
+                    except OSError as error:
+                        reason = error
+                    else:
+                        return connection
+        except (OSError, TimeoutError) as error:
+            reason = error
+        raise EngineUnreachable(f"{origin.host}:{origin.port}") from reason
+
+    async def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads the system's authorities
+        return self._tls
+
+
+async def _allowed_places(origin: Origin) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    places = [str(place[0]) for _, _, _, _, place in found]
+    return [
+        place
+        for place in places
+        if not address_fault(ipaddress.ip_address(place.partition("%")[0]), is_tls=origin.is_tls)
+    ]

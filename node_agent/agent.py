@@ -19,8 +19,11 @@ from core.errors import Failure
 from core.infra import cluster
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
+from core.infra.settings import process_environment
 from core.infra.tasks import TaskGuard
 from node_agent import identity, launching, replica, supervisor
+from node_agent.containers import host
+from node_agent.containers.house import ContainerHouse
 from node_agent.devices.reading import Devices, sources_of
 from node_agent.engines import EngineHouse
 from node_agent.files import wiring
@@ -40,8 +43,8 @@ class NodeConfig:
     """All a node agent must be told.
 
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
-    `wheel_dir` may be "", `environment` is the process's own, of which engines see an allow-listed part, `origins` is
-    what the settings say of places that models come from.
+    `wheel_dir` may be "", `container_pull` is `never` or `missing`, `environment` is the process's own, of which
+    engines see an allow-listed part, `origins` is what the settings say of places that models come from.
     """
 
     node_name: str
@@ -58,6 +61,7 @@ class NodeConfig:
     environment: Mapping[str, str]
     origins: SourceOrigins = field(default_factory=SourceOrigins)
     restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
+    container_pull: str = "never"
 
 
 async def run(
@@ -131,6 +135,15 @@ async def _serve(
         changed=changed.set,
         chance=chance,
     )
+    containers = ContainerHouse(
+        data_dir=config.data_dir,
+        environment=config.environment,
+        children=children,
+        log=log,
+        may_pull=config.container_pull == "missing",
+    )
+    await containers.look()
+    await containers.sweep(config.data_dir / "replicas")
     around = Surroundings(
         replicas_dir=config.data_dir / "replicas",
         shim_dir=config.shim_dir,
@@ -140,6 +153,7 @@ async def _serve(
         store=store,
         pulls=pulls,
         engines=engines,
+        containers=containers,
         ports=Ports(config.engine_ports),
         devices=devices,
         clock=clock,
@@ -153,7 +167,7 @@ async def _serve(
         node_name=config.node_name,
         run_id=entropy.fresh("run"),
         agent_version=config.agent_version,
-        labels=dict(config.labels),
+        labels={**host.labels(containers.found), **config.labels},
         data_dir=config.data_dir,
     )
     keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
@@ -209,8 +223,20 @@ async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> No
     Raises:
         Failure: `shim.lost` when a process survives even that.
     """
+    children = Children(data_dir / _CHILDREN)
+    replicas_dir = data_dir / "replicas"
     try:
-        await Children(data_dir / _CHILDREN).sweep()
+        await children.sweep()
     finally:
         with contextlib.suppress(FileNotFoundError):
-            await supervisor.stop_all(data_dir / "replicas", shim_dir, grace_s)
+            await supervisor.stop_all(replicas_dir, shim_dir, grace_s)
+    if any(replicas_dir.glob("*/keeper")):  # only a container whose keeper was killed is still there
+        containers = ContainerHouse(
+            data_dir=data_dir,
+            environment=process_environment(),
+            children=children,
+            log=None,
+            may_pull=False,
+        )
+        await containers.look()
+        await containers.sweep(replicas_dir)

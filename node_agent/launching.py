@@ -140,7 +140,7 @@ def link_model(files: Sequence[ModelFile], model_dir: Path) -> None:
     """
     shutil.rmtree(model_dir, ignore_errors=True)
     if len(files) > 1 or (files and not _is_gguf(files[0])):
-        _make_links({file.path: file.stored_at for file in files}, model_dir)
+        make_links({file.path: file.stored_at for file in files}, model_dir)
 
 
 def request_of(
@@ -215,14 +215,20 @@ def write_files(prepared: Prepared) -> None:
     """
     shutil.rmtree(prepared.work_dir, ignore_errors=True)
     cluster.make_private_dir(prepared.work_dir)
-    _make_links(prepared.links, prepared.work_dir)
+    make_links(prepared.links, prepared.work_dir)
     for name, text in prepared.files.items():
         file = _inside(prepared.work_dir, name)
         cluster.make_private_dir(file.parent)
         cluster.write_private(file, text)
 
 
-def _make_links(links: Mapping[str, str], directory: Path) -> None:
+def make_links(links: Mapping[str, str], directory: Path) -> None:
+    """Make hard links in `directory`, by names relative to it, to absolute paths. Blocks.
+
+    Raises:
+        Failure: `request.invalid_field` for a name that leads outside, `cluster.data_dir_unusable`.
+        OSError: a link cannot be made.
+    """
     for name, target in links.items():
         place = _inside(directory, name)
         cluster.make_private_dir(place.parent)

@@ -31,15 +31,24 @@ async def _get(host: str, port: int, path: str) -> int:
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
-        try:
-            line = await reader.readline()
-        except ValueError:
-            raise ProbeError("its first line has no end") from None
-        words = line.split()
-        if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-            raise ProbeError("it does not speak HTTP")
-        return int(words[1])
+        return await status_from(reader)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def status_from(reader: asyncio.StreamReader) -> int:
+    """Return the status in the first line of an HTTP answer.
+
+    Raises:
+        ProbeError: it is none.
+    """
+    try:
+        line = await reader.readline()
+    except ValueError:
+        raise ProbeError("its first line has no end") from None
+    words = line.split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        raise ProbeError("it does not speak HTTP")
+    return int(words[1])

@@ -65,6 +65,8 @@ class Bounds:
     start_timeout_s: float = 600.0
     failures_to_unhealthy: int = 3
     stop_grace_s: float = 10.0
+    is_ours: bool = True
+    """Whether the node starts and ends the engine; one that runs elsewhere is only seen well or unwell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,9 @@ def _moved(replica: Replica, event: Event, effects: tuple[Effect, ...] = (), **c
 
 
 def _wanted(replica: Replica) -> Step:
+    if not replica.bounds.is_ours and replica.state is ReplicaState.ASSIGNED:
+        # Nothing to fetch and nothing to install: what is called its spawn only finds out where it is.
+        return Step(replica=replace(replica, wake_at=None), effects=(Spawn(incarnation=replica.incarnation + 1),))
     return _moved(replica, Event.FETCH_BEGUN, (FetchFiles(),), wake_at=None)
 
 
@@ -170,7 +175,8 @@ def _preparation_failed(replica: Replica, event: PreparationFailed, now: float) 
     fault = Fault(code=event.failure.code, message=str(event.failure))
     if event.failure.retry is Retry.NEVER:
         return _moved(replica, Event.REFUSED, fault=fault, wake_at=None)
-    if replica.state not in (ReplicaState.FETCHING, ReplicaState.INSTALLING):
+    is_preparing = replica.state in (ReplicaState.FETCHING, ReplicaState.INSTALLING)
+    if not is_preparing and (replica.bounds.is_ours or replica.state is not ReplicaState.ASSIGNED):
         return Step(replica=replica)
     # The state stays: it still means to fetch or install, and says why it waits.
     delay_s = replica.policy.delay_s(replica.restarts_in_a_row, event.chance)
@@ -222,6 +228,8 @@ def _probe_passed(replica: Replica, now: float) -> Step:
 def _probe_failed(replica: Replica, event: ProbeFailed, now: float) -> Step:
     if replica.ending_as is not None:
         return Step(replica=replica)
+    if not replica.bounds.is_ours:
+        return _remote_probe_failed(replica, event, now)
     if replica.state is ReplicaState.STARTING:
         waited_s = now - (now if replica.spawned_at is None else replica.spawned_at)
         if waited_s < replica.bounds.start_timeout_s:
@@ -239,6 +247,22 @@ def _probe_failed(replica: Replica, event: ProbeFailed, now: float) -> Step:
         return _end(replica, "engine.unresponsive", f"the engine has not answered its probe for {silent_s:.0f} s")
     # Invariant: an unhealthy replica is never ready for ten minutes; the reset counts from its next good probe.
     fault = Fault(code="engine.unresponsive", message=f"the engine lives but its health probe fails: {event.reason}")
+    return _moved(replica, Event.PROBE_FAILED, ready_since=None, fault=fault)
+
+
+def _remote_probe_failed(replica: Replica, event: ProbeFailed, now: float) -> Step:
+    """Return what a failed probe means for an engine that runs elsewhere: it is told of, and nothing is ended.
+
+    One that was never well says why from its first failed probe on, so that an operator who mistyped a URL need not
+    wait; it is unhealthy after as many as any other.
+    """
+    silent_since = now if replica.silent_since is None else replica.silent_since
+    failures = replica.probe_failures + 1
+    fault = Fault(code="engine.unresponsive", message=f"the remote endpoint is not well: {event.reason}")
+    replica = replace(replica, silent_since=silent_since, probe_failures=failures)
+    if failures < replica.bounds.failures_to_unhealthy and replica.state is not ReplicaState.UNHEALTHY:
+        is_new = replica.state is ReplicaState.STARTING
+        return Step(replica=replace(replica, fault=fault) if is_new else replica)
     return _moved(replica, Event.PROBE_FAILED, ready_since=None, fault=fault)
 
 
@@ -295,6 +319,8 @@ def _exited(replica: Replica, event: Exited, now: float) -> Step:
 def _time_came(replica: Replica, now: float) -> Step:
     if replica.wake_at is None or now < replica.wake_at:
         return Step(replica=replica)
+    if replica.state is ReplicaState.ASSIGNED:
+        return _wanted(replica)
     if replica.state is ReplicaState.FETCHING:
         return Step(replica=replace(replica, wake_at=None), effects=(FetchFiles(),))
     if replica.state is ReplicaState.INSTALLING:

@@ -88,7 +88,7 @@ class Supervisor:
         }
         for replica_id, want in wanted.items():
             if replica_id in self._runners:
-                self._runners[replica_id].wish(Desired(want.desired or Desired.RUN))
+                self._runners[replica_id].wish(Desired(want.desired or Desired.RUN), key=want.engine_key)
             else:
                 self._begin(want)
         for replica_id in sorted(set(self._runners) - set(wanted)):

@@ -10,6 +10,7 @@ from pathlib import Path
 from adapters.contract import Adapter
 from core.clock import Clock
 from core.infra.logs import Log
+from node_agent.containers.house import ContainerHouse
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
 from node_agent.files.pulls import Pulls
@@ -32,6 +33,7 @@ class Surroundings:
     store: FileStore
     pulls: Pulls
     engines: EngineHouse
+    containers: ContainerHouse
     ports: Ports
     devices: Devices
     clock: Clock

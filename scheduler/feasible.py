@@ -48,7 +48,7 @@ class Choices:
 
 
 # The filters in their order; a node is named with the first that drops it.
-_SILENT, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(6)
+_PINNED, _SILENT, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(7)
 
 
 def silence(node: NodeView) -> str:
@@ -92,13 +92,17 @@ def choices(
 
 
 def _plain_reason(deployment: DeploymentView, node: NodeView, failed_on: frozenset[NodeId]) -> tuple[int, str] | None:
+    if deployment.node_name and deployment.node_name != node.name:
+        return _PINNED, f"is not {deployment.node_name}, to which it is pinned"
     if silent := silence(node):
         return _SILENT, silent
     if node.is_cordoned:
         return _CORDONED, "is cordoned"
     if node.node_id in failed_on:
         return _FAILED, "has failed to run it already"
-    kinds = node.engines.get(deployment.engine)
+    if deployment.is_contained and node.container_fault:
+        return _ENGINE, f"cannot run containers: {node.container_fault}"
+    kinds = _usable_kinds(deployment, node)
     if kinds is None:
         reason = node.engine_reasons.get(deployment.engine, "")
         return _ENGINE, f"cannot run {deployment.engine}" + (f": {reason}" if reason else "")
@@ -108,10 +112,23 @@ def _plain_reason(deployment: DeploymentView, node: NodeView, failed_on: frozens
     return None
 
 
+def _usable_kinds(deployment: DeploymentView, node: NodeView) -> frozenset[DeviceKind] | None:
+    """Return the kinds of devices on which the engine can run on `node`, or None when it cannot run there at all.
+
+    1. External: the CPU stands for the node that watches it.
+    2. In a container, and unusable as a process: whatever the node has; the image brings the rest.
+    3. Else what the node says.
+    """
+    if deployment.is_external:
+        return frozenset({DeviceKind.CPU})
+    kinds = node.engines.get(deployment.engine)
+    return frozenset(DeviceKind) if kinds is None and deployment.is_contained else kinds
+
+
 def _fitting(
     deployment: DeploymentView, need_bytes: int, node: NodeView, ledger: Ledger, freed: Freed
 ) -> tuple[list[Candidate], tuple[int, str] | None]:
-    kinds = node.engines[deployment.engine]
+    kinds = _usable_kinds(deployment, node) or frozenset()
     here = {device_id: count for (node_id, device_id), count in freed.items() if node_id == node.node_id}
     fitting: list[Candidate] = []
     best: tuple[int, DeviceView] | None = None
@@ -161,14 +178,16 @@ def refusal(deployment: DeploymentView, found: Choices, *, placed: int) -> Refus
     The code is that of the filter which the nodes got furthest to, since curing that one is the shortest way.
     """
     stage = max((stage for stage, _ in found.dropped), default=_SILENT)
-    asked = [stage for stage, _ in found.dropped if stage not in (_SILENT, _CORDONED)]
+    asked = [stage for stage, _ in found.dropped if stage not in (_PINNED, _SILENT, _CORDONED)]
     if asked and all(stage == _FAILED for stage in asked):
         return None
     reasons = tuple(reason for _, reason in found.dropped)
     furthest = [reason for at, reason in found.dropped if at == stage]
     code, hint, cures = _SUMMARY[stage]
     message = "; ".join(f"node {reason.name} {reason.reason}" for reason in furthest[:3])
-    if len(furthest) > 3:
+    if stage == _PINNED:
+        message = f"it may run on node {deployment.node_name} only, and no node of that name has joined"
+    elif len(furthest) > 3:
         message += f"; and {len(furthest) - 3} more nodes"
     if deployment.replicas > 1:
         message = f"{placed} of {deployment.replicas} replicas have a place: {message}"
@@ -176,6 +195,11 @@ def refusal(deployment: DeploymentView, found: Choices, *, placed: int) -> Refus
 
 
 _SUMMARY: Mapping[int, tuple[str, str, frozenset[str]]] = {
+    _PINNED: (
+        "placement.no_node",
+        "`slice node list` shows the nodes; start a node agent there, or deploy it without --node",
+        frozenset({NODE_READY}),
+    ),
     _SILENT: (
         "placement.no_node",
         "look whether the node agent runs there and reaches the controller",

@@ -40,11 +40,17 @@ class NodeView:
     file_digests: frozenset[Sha256]
     engines: Mapping[str, frozenset[DeviceKind]]
     engine_reasons: Mapping[str, str] = field(default_factory=dict)
+    container_fault: str = ""
+    """Why no container can be run there, "" when one can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentView:
-    """What an operator wants: `replicas` engines of `generation`, each needing `footprint` on one device."""
+    """What an operator wants: `replicas` engines of `generation`, each needing `footprint` on one device.
+
+    `node_name` is the only node that may run them, "" for any. An external engine runs elsewhere, so that a node only
+    watches it; a contained one comes with its image, so that the node's own fingerprint says nothing against it.
+    """
 
     deployment_id: DeploymentId
     name: str
@@ -54,6 +60,9 @@ class DeploymentView:
     footprint: Footprint
     file_digests: tuple[Sha256, ...]
     is_deleting: bool
+    node_name: str = ""
+    is_external: bool = False
+    is_contained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

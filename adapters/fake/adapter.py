@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from adapters.contract import (
     Capability,
+    ContainerSpec,
     Dialect,
     Endpoint,
     Fingerprint,
@@ -73,6 +74,22 @@ _SPECS = (
 _DEFAULTS = {spec.name: spec.default for spec in _SPECS}
 
 
+IMAGE_PROGRAM = "/opt/slice/fake/serve.py"
+"""Where an image of the fake engine has `program/serve.py`."""
+
+
+def _configuration(request: LaunchRequest) -> str:
+    settings = {**_DEFAULTS, **request.settings}
+    values = {
+        "served_name": request.served_name,
+        "host": request.host,
+        "port": request.port,
+        "api_key": request.api_key,
+        **{name: settings[name] for name in _DEFAULTS},
+    }
+    return json.dumps(values, indent=1)
+
+
 class Fake:
     """The adapter of the fake engine."""
 
@@ -93,8 +110,8 @@ class Fake:
 
     @property
     def runtimes(self) -> frozenset[Runtime]:
-        """A process."""
-        return frozenset({Runtime.PROCESS})
+        """A process, or a container whose image has python3 and `program/serve.py` at `IMAGE_PROGRAM`."""
+        return frozenset({Runtime.PROCESS, Runtime.CONTAINER})
 
     @property
     def formats(self) -> frozenset[str]:
@@ -146,18 +163,18 @@ class Fake:
 
     def launch(self, request: LaunchRequest) -> Launch:
         """Return its process; key and settings stand in a file."""
-        settings = {**_DEFAULTS, **request.settings}
-        configuration = {
-            "served_name": request.served_name,
-            "host": request.host,
-            "port": request.port,
-            "api_key": request.api_key,
-            **{name: settings[name] for name in _DEFAULTS},
-        }
         path = PurePosixPath(request.work_dir) / _CONFIGURATION
         return Launch(
-            argv=(request.python, "-I", "-S", _PROGRAM, str(path)),
-            files={_CONFIGURATION: json.dumps(configuration, indent=1)},
+            argv=(request.python, "-I", "-S", _PROGRAM, str(path)), files={_CONFIGURATION: _configuration(request)}
+        )
+
+    def container(self, request: LaunchRequest) -> ContainerSpec:
+        """Return the same program as it lies in an image."""
+        return ContainerSpec(
+            entrypoint="python3",
+            argv=("-I", "-S", IMAGE_PROGRAM, f"{request.work_dir}/{_CONFIGURATION}"),
+            port=request.port,
+            files={_CONFIGURATION: _configuration(request)},
         )
 
     def endpoints(self, settings: Settings) -> frozenset[Endpoint]:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from adapters.contract import (
     Capability,
+    ContainerSpec,
     Dialect,
     Endpoint,
     Fingerprint,
@@ -98,6 +99,23 @@ _SPECS = (
 _DEFAULTS = {spec.name: spec.default for spec in _SPECS}
 
 
+IMAGE_PROGRAM = "/opt/slice/llamacpp/serve.py"
+"""Where an image of llama.cpp has `program/serve.py`."""
+
+
+def _configuration(request: LaunchRequest) -> str:
+    settings = {**_DEFAULTS, **request.settings}
+    values = {
+        "model_path": request.model_path,
+        "served_name": request.served_name,
+        "host": request.host,
+        "port": request.port,
+        "api_key": request.api_key,
+        **{name: settings[name] for name in _DEFAULTS},
+    }
+    return json.dumps(values, indent=1)
+
+
 class LlamaCpp:
     """The adapter of llama.cpp's server inside the Python package `xllamacpp`."""
 
@@ -118,8 +136,8 @@ class LlamaCpp:
 
     @property
     def runtimes(self) -> frozenset[Runtime]:
-        """A process."""
-        return frozenset({Runtime.PROCESS})
+        """A process, or a container whose image has python3, xllamacpp and `program/serve.py` at `IMAGE_PROGRAM`."""
+        return frozenset({Runtime.PROCESS, Runtime.CONTAINER})
 
     @property
     def formats(self) -> frozenset[str]:
@@ -182,19 +200,16 @@ class LlamaCpp:
 
     def launch(self, request: LaunchRequest) -> Launch:
         """Return the launcher's process; all it must know stands in a file, so that no key is in its argv."""
-        settings = {**_DEFAULTS, **request.settings}
-        configuration = {
-            "model_path": request.model_path,
-            "served_name": request.served_name,
-            "host": request.host,
-            "port": request.port,
-            "api_key": request.api_key,
-            **{name: settings[name] for name in _DEFAULTS},
-        }
         path = PurePosixPath(request.work_dir) / _CONFIGURATION
-        return Launch(
-            argv=(request.python, "-I", _PROGRAM, str(path)),
-            files={_CONFIGURATION: json.dumps(configuration, indent=1)},
+        return Launch(argv=(request.python, "-I", _PROGRAM, str(path)), files={_CONFIGURATION: _configuration(request)})
+
+    def container(self, request: LaunchRequest) -> ContainerSpec:
+        """Return the same launcher as it lies in an image."""
+        return ContainerSpec(
+            entrypoint="python3",
+            argv=("-I", IMAGE_PROGRAM, f"{request.work_dir}/{_CONFIGURATION}"),
+            port=request.port,
+            files={_CONFIGURATION: _configuration(request)},
         )
 
     def endpoints(self, settings: Settings) -> frozenset[Endpoint]:

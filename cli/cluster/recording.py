@@ -141,7 +141,7 @@ def make_secrets(block: ClusterBlock, entropy: SystemEntropy) -> None:
     for name in SECRETS:
         file = block.secret_file(name)
         if not file.exists():
-            is_bytes = name in {"key_pepper", "engine_seed"}
+            is_bytes = name in {"key_pepper", "engine_seed", "secret_key"}
             cluster.write_private(file, entropy.token_bytes(32).hex() if is_bytes else entropy.token_text())
 
 

@@ -35,6 +35,16 @@ def deploy(
     replicas: Annotated[int, typer.Option("--replicas", min=0, help="How many engines serve it.")] = 1,
     settings: SettingsOption = None,
     requires: RequireOption = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="process, container or external; the engine's usual by default.")
+    ] = None,
+    image: Annotated[
+        str, typer.Option("--image", metavar="NAME@sha256:DIGEST", help="Run the engine in a container of this image.")
+    ] = "",
+    node: Annotated[str, typer.Option("--node", help="The only node that may run it.")] = "",
+    secret: Annotated[
+        str, typer.Option("--secret", help="Key of an engine that runs elsewhere; see `slice secret`.")
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when it serves.")] = False,
     timeout: DurationOption = None,
     output: OutputOption = Output.TABLE,
@@ -51,6 +61,7 @@ def deploy(
         "replicas": replicas,
         "settings": parsed_settings(settings or []),
         **({"requires": requires} if requires else {}),
+        **_given(runtime=runtime, image=image, node=node, secret=secret),
     }
     made = client.post("deployments", body=body)
     called = str(made.get("name"))
@@ -64,6 +75,11 @@ def deploy(
     sentence = f"{called} serves" if wait and replicas else f"deployed {called}; `slice ps` shows its replicas"
     Printer(invocation, output).done(made, DEPLOYMENTS, sentence)
     return exits.OK
+
+
+def _given(**fields: str | None) -> dict[str, str]:
+    """Return the fields that were given; a controller of the release before knows none of them."""
+    return {name: value for name, value in fields.items() if value}
 
 
 def deployments(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:

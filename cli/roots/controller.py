@@ -29,6 +29,7 @@ async def work(block: ClusterBlock, log: Log) -> None:
         door_token=cluster.read_secret(block, "door_token"),
         key_pepper=bytes.fromhex(cluster.read_secret(block, "key_pepper")),
         engine_seed=bytes.fromhex(cluster.read_secret(block, "engine_seed")),
+        secret_key=bytes.fromhex(cluster.read_secret(block, "secret_key")),
         openai_base_url=block.openai_base_url,
         heartbeat_s=wanted.heartbeat_s,
         drain_timeout_s=wanted.drain_timeout_s,

@@ -29,6 +29,7 @@ async def work(block: ClusterBlock, log: Log) -> None:
         engine_ports=range(block.port(PORTS["engine_first"]), block.port(PORTS["engine_last"]) + 1),
         engine_start_timeout_s=wanted.engine_start_timeout_s,
         wheel_dir=wanted.wheel_dir,
+        container_pull=wanted.container_pull,
         labels={},
         agent_version=VERSION,
         environment=process_environment(),

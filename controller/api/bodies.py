@@ -104,6 +104,10 @@ class DeploymentBody(Body):
     requires: Words = Field(default_factory=list)
     is_enabled: bool = True
     disabled_answer: Answer = "unavailable"
+    runtime: Annotated[str, Field(max_length=40)] | None = None
+    image: Annotated[str, Field(max_length=400)] = ""
+    node: Annotated[str, Field(max_length=200)] = ""
+    secret: Annotated[str, Field(max_length=200)] = ""
 
 
 class DeploymentPatch(Body):
@@ -176,3 +180,9 @@ class EngineAdoptBody(Body):
 
     node: Name | None = None
     url: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class SecretBody(Body):
+    """PUT /secrets/{name}."""
+
+    value: Annotated[str, Field(min_length=1, max_length=8192, repr=False)]

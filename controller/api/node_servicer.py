@@ -8,15 +8,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from adapters.contract import Runtime
 from controller.api import node_wire
 from controller.api.stage import END, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
-from controller.fleet.model import Refuse
+from controller.fleet.model import Refuse, ReplicaOrder
 from controller.fleet.service import Fleet, RefusedError
 from core.apikeys import engine_key
 from core.errors import Failure
-from core.ids import ReplicaId
 from core.infra.logs import Log
 from protos.slice.node.v1 import node_pb2 as pb
 from protos.slice.node.v1 import node_pb2_grpc
@@ -81,8 +81,10 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
                 async with asyncio.timeout(WRITE_DEADLINE_S):
                     await context.write(node_wire.render(message, self._key_of))
 
-    def _key_of(self, replica_id: ReplicaId) -> str:
-        return engine_key(self._engine_seed, replica_id)
+    def _key_of(self, order: ReplicaOrder) -> str:
+        if order.runtime == Runtime.EXTERNAL:
+            return self._stage.parts().secrets.vault.value(order.secret_name)
+        return engine_key(self._engine_seed, order.replica_id)
 
     async def SendLog(self, _: AsyncIterator[pb.LogChunk], context: Any) -> pb.LogReceipt:
         """Hand one log on to whoever asked for it; end early when nobody wants it any more."""

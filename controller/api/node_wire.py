@@ -151,6 +151,7 @@ def _replica(report: pb.ReplicaReport) -> ReplicaReport:
         memory_bytes=_size(report.memory_bytes),
         restarts=min(report.restarts, _INT_MAX),
         retry_in_s=_seconds(report.retry_in_s),
+        base_url=_text(report.base_url, _TEXT_MAX),
     )
 
 
@@ -302,8 +303,8 @@ def _invalid(what: str) -> Failure:
     return Failure("request.invalid_field", f"the node agent's message is not right: {what}")
 
 
-def render(message: ControllerMessage, key_of: Callable[[ReplicaId], str]) -> pb.ControllerMessage:
-    """Return `message` as protobuf; `key_of` derives a replica's engine key, which no value of the fleet carries."""
+def render(message: ControllerMessage, key_of: Callable[[ReplicaOrder], str]) -> pb.ControllerMessage:
+    """Return `message` as protobuf; `key_of` finds a replica's engine key, which no value of the fleet carries."""
     if isinstance(message, Welcome):
         return pb.ControllerMessage(
             hello_ack=pb.HelloAck(
@@ -341,11 +342,11 @@ def reject(refusal: Refuse) -> pb.Reject:
     )
 
 
-def _desired(message: DesiredSet, key_of: Callable[[ReplicaId], str]) -> pb.Desired:
+def _desired(message: DesiredSet, key_of: Callable[[ReplicaOrder], str]) -> pb.Desired:
     return pb.Desired(
         leader_epoch=message.leader_epoch,
         generation=message.generation,
-        replicas=[_want(order, key_of(order.replica_id)) for order in message.replicas],
+        replicas=[_want(order, key_of(order)) for order in message.replicas],
         files=[_file_want(order) for order in message.files],
         removed_files=list(message.removed_files),
         engines=[_engine_want(order) for order in message.engines],
@@ -374,6 +375,8 @@ def _want(order: ReplicaOrder, engine_key: str) -> pb.ReplicaWant:
         devices=[pb.DevicePromise(device_id=device, bytes=count) for device, count in sorted(order.promises.items())],
         engine_key=engine_key,
         desired=order.desired.value,
+        runtime=order.runtime,
+        image=order.image,
     )
 
 

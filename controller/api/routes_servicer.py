@@ -120,6 +120,7 @@ def _route(route: Route) -> pb.Route:
                 host=target.host,
                 port=target.port,
                 engine_key=target.engine_key,
+                base_url=target.base_url,
             )
             for target in route.targets
         ],

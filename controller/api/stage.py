@@ -23,6 +23,7 @@ from controller.registry.service import Registry
 from controller.registry.stages import Stages
 from controller.registry.stores import Stores
 from controller.routes.service import Routes
+from controller.secrets.service import Secrets
 from core.errors import Failure
 from core.infra import postgres
 
@@ -42,6 +43,7 @@ class Parts:
     stores: Stores
     deployments: Deployments
     engines: EngineInstallations
+    secrets: Secrets
     fleet: Fleet
     logs: LogRelay
     routes: Routes

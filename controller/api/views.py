@@ -28,6 +28,7 @@ from controller.registry.model import (
 from controller.registry.places import ADOPTED
 from controller.registry.stores import Collected
 from controller.routes.model import DoorNow, Route
+from controller.secrets.model import SecretFacts
 from core.ids import NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState, PullState, ReplicaState
 from core.units import text_from_seconds
@@ -233,6 +234,10 @@ def deployment(row: Deployment, seen: Seen) -> Json:
         "engine": row.engine,
         "engine_version": row.engine_version,
         "settings": dict(row.settings),
+        "runtime": row.runtime,
+        "image": row.image,
+        "node": row.node_name,
+        "secret": row.secret_name,
         "replicas": row.replicas,
         "ready_replicas": standing_now.ready_replicas,
         "current_replicas": sum(
@@ -271,7 +276,9 @@ def replica(row: Replica, seen: Seen) -> Json:
         "incarnation": row.incarnation,
         "restarts": row.restarts,
         "pid": row.pid,
-        "address": f"{row.host}:{row.port}" if row.port else "",
+        "address": row.base_url or (f"{row.host}:{row.port}" if row.port else ""),
+        "runtime": row.runtime,
+        "image": row.image,
         "devices": [{"id": device, "bytes": count} for device, count in sorted(row.promises.items())],
         "memory_bytes": report.memory_bytes if report else 0,
         "load_s": row.load_s,
@@ -343,6 +350,16 @@ def key(row: ApiKey) -> Json:
         "created_at": instant(row.created_at),
         "expires_at": instant(row.expires_at),
         "revoked_at": instant(row.revoked_at),
+    }
+
+
+def secret(row: SecretFacts) -> Json:
+    """Return what may be shown of one secret."""
+    return {
+        "name": row.name,
+        "created_at": instant(row.created_at),
+        "used_by": list(row.used_by),
+        "is_readable": row.is_readable,
     }
 
 

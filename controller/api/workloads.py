@@ -43,6 +43,10 @@ def router(stage: Stage) -> APIRouter:
             requires=body.requires,
             is_enabled=body.is_enabled,
             disabled_answer=body.disabled_answer,
+            runtime=body.runtime,
+            image=body.image,
+            node_name=body.node,
+            secret_name=body.secret,
         )
         return await _shown(parts, await parts.deployments.create(wish))
 

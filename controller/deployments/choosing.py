@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters import checking, registry
-from adapters.contract import Adapter, Capability, ModelFacts
+from adapters.contract import Adapter, Capability, ModelFacts, Runtime
+from controller.deployments import runtime as runtimes
 from controller.deployments.model import footprint_json
 from core.errors import Failure
 from core.names import did_you_mean
@@ -84,6 +85,7 @@ def checked_spec(
     *,
     settings: Mapping[str, Any],
     requires: frozenset[Capability],
+    runtime: Runtime = Runtime.PROCESS,
 ) -> Spec:
     """Return the spec of a deployment of a model with `facts` on `adapter`; settings get their defaults.
 
@@ -96,11 +98,12 @@ def checked_spec(
     whole = checking.checked_settings(adapter, settings, facts)
     if not requires <= adapter.capabilities(whole):
         raise missing(adapter, requires, settings, facts)
+    runtimes.check_remote(adapter, runtime, whole)
     return Spec(
         engine=adapter.name,
         engine_version=engine_version,
         settings=whole,
-        footprint=footprint_json(adapter.footprint(facts, whole)),
+        footprint=footprint_json(runtimes.footprint_under(runtime, adapter.footprint(facts, whole))),
         requires=tuple(sorted(one.value for one in requires)),
     )
 

@@ -27,6 +27,7 @@ class Change:
     code: str
     message: str
     log_tail: Sequence[str]
+    base_url: str = ""
 
 
 def mirrored(row: Replica, report: ReplicaReport | None, *, is_applied: bool) -> Change | None:
@@ -72,6 +73,7 @@ def lost(row: Replica, node_name: str) -> Change | None:
         code="",
         message=f"node {node_name} is silent; the engine may still run there",
         log_tail=row.log_tail,
+        base_url=row.base_url,
     )
 
 
@@ -90,6 +92,7 @@ def _reported(report: ReplicaReport) -> Change:
         code=report.code,
         message=message,
         log_tail=report.log_tail,
+        base_url=report.base_url,
     )
 
 
@@ -105,4 +108,5 @@ def _current(row: Replica) -> Change:
         code=row.code,
         message=row.message,
         log_tail=tuple(row.log_tail),
+        base_url=row.base_url,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from adapters.contract import Runtime
 from core.footprint import Footprint, Provenance
 from core.states import DisabledAnswer
 
@@ -36,6 +37,10 @@ class Deployment:
     is_deleting: bool
     created_at: datetime
     updated_at: datetime
+    runtime: str = Runtime.PROCESS.value
+    image: str = ""
+    node_name: str = ""
+    secret_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,9 @@ class Replica:
     created_at: datetime
     state_since: datetime
     drain_since: datetime | None
+    base_url: str = ""
+    runtime: str = Runtime.PROCESS.value
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,10 @@ class RefusalRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NewDeployment:
-    """A wish for a deployment; None means: choose for me."""
+    """A wish for a deployment; None means: choose for me.
+
+    `image` is for containers, `secret_name` for external engines, `node_name` is the only node that may run it.
+    """
 
     name: str | None
     model: str
@@ -96,6 +107,10 @@ class NewDeployment:
     requires: Sequence[str] = ()
     is_enabled: bool = True
     disabled_answer: str = DisabledAnswer.UNAVAILABLE.value
+    runtime: str | None = None
+    image: str = ""
+    node_name: str = ""
+    secret_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from adapters import registry
-from adapters.contract import Adapter
-from controller.deployments import adopted, mirror, store
+from adapters.contract import Adapter, Runtime
+from controller.deployments import adopted, mirror, runtime, store
 from controller.deployments.choosing import (
     Spec,
     checked_capabilities,
@@ -42,11 +42,29 @@ class Versions(Protocol):
             Failure: `request.invalid_name`, `registry.model_not_found`, `registry.version_not_found`.
         """
 
+    async def ensure_remote(self, connection: postgres.Connection, name: str) -> None:
+        """Register `name` as a model that lies elsewhere, unless there is a model or an alias of that name.
+
+        Raises:
+            Failure: `request.invalid_name`, `registry.name_taken`.
+        """
+
     async def version(self, connection: postgres.Connection, version_id: str) -> DeployableVersion:
         """Return one version by its id.
 
         Raises:
             Failure: `registry.version_not_found`.
+        """
+
+
+class SecretHolder(Protocol):
+    """Where the keys of external engines are; the controller's secrets implement it."""
+
+    async def hold(self, connection: postgres.Connection, name: str) -> None:
+        """Keep the secret `name` for the transaction.
+
+        Raises:
+            Failure: `secret.not_found`, `secret.unreadable`.
         """
 
 
@@ -76,6 +94,7 @@ class Deployments:
         *,
         database: postgres.Database,
         versions: Versions,
+        secrets: SecretHolder,
         installations: Installations,
         engine_versions: EngineVersions,
         events: EventLog[postgres.Connection],
@@ -84,6 +103,7 @@ class Deployments:
     ) -> None:
         self._database = database
         self._versions = versions
+        self._secrets = secrets
         self._installations = installations
         self._engine_versions = engine_versions
         self._events = events
@@ -97,18 +117,26 @@ class Deployments:
             Failure: `request.invalid_name`, `request.invalid_field`, `registry.model_not_found`,
                 `registry.version_not_found`, `engine.unknown`, `engine.version_unknown`, `engine.format_unsupported`,
                 `engine.capability_missing`, `engine.below_floor`, `engine.setting_invalid`,
-                `engine.setting_reserved`, `deployment.name_taken`, `storage.unavailable`.
+                `engine.setting_reserved`, `engine.runtime_unsupported`, `container.image_not_pinned`,
+                `secret.not_found`, `secret.unreadable`, `deployment.name_taken`, `storage.unavailable`.
         """
         requires = checked_capabilities(wish.requires)
         formats = registry.adapter(wish.engine).formats if wish.engine is not None else None
         async with self._database.work(connection) as work:
+            if formats == frozenset({""}) and "@" not in wish.model:  # its model lies elsewhere: nothing can be pulled
+                await self._versions.ensure_remote(work, wish.model)
             version = await self._versions.deployable(work, wish.model, formats)
             name = checked_name("deployment", wish.name if wish.name is not None else version.model)
             adapter = chosen_adapter(wish.engine, version.facts, requires=requires, settings=wish.settings)
             engine_version = await self._engine_version(work, adapter, wish.engine_version)
             place = adopted.placement(version)
             settings = {**wish.settings, **place.settings}
-            spec = checked_spec(adapter, engine_version, version.facts, settings=settings, requires=requires)
+            chosen = place.runtime if version.is_adopted else runtime.chosen_runtime(adapter, wish)
+            spec = checked_spec(
+                adapter, engine_version, version.facts, settings=settings, requires=requires, runtime=chosen
+            )
+            if wish.secret_name:
+                await self._secrets.hold(work, wish.secret_name)
             row = {
                 "deployment_id": self._ids.fresh("dep"),
                 "name": name,
@@ -121,8 +149,10 @@ class Deployments:
                 "requires": spec.requires,
                 "is_enabled": wish.is_enabled,
                 "disabled_answer": wish.disabled_answer,
-                "runtime": place.runtime.value,
-                "node_name": place.node_name,
+                "runtime": chosen.value,
+                "image": wish.image,
+                "node_name": place.node_name or (wish.node_name and checked_name("node", wish.node_name)),
+                "secret_name": wish.secret_name,
             }
             if not await store.insert(work, row):
                 raise await self._taken(work, name)
@@ -387,6 +417,7 @@ def _merged(
         after.facts,
         settings={key: value for key, value in merged.items() if value is not None},
         requires=checked_capabilities(current.requires if wish.requires is None else wish.requires),
+        runtime=Runtime(current.runtime),
     )
 
 

@@ -13,7 +13,8 @@ from core.infra import postgres
 _DEPLOYMENT = """
 SELECT deployment_id, deployment.name, version_id, model.name AS model, version.number AS version, engine,
        engine_version, settings, replicas, generation, spec_generation, footprint, requires, is_enabled,
-       disabled_answer, deployment.is_deleting, deployment.created_at, updated_at
+       disabled_answer, deployment.is_deleting, deployment.created_at, updated_at, runtime, image,
+       node_name, secret_name
   FROM controller.deployment JOIN controller.version USING (version_id) JOIN controller.model USING (model_id)
 """
 _DEPLOYMENTS = _DEPLOYMENT + " ORDER BY deployment.created_at, deployment_id"
@@ -22,9 +23,10 @@ _LOCKED = "SELECT 1 FROM controller.deployment WHERE name = %(name)s FOR UPDATE"
 _INSERT = """
 INSERT INTO controller.deployment
     (deployment_id, name, version_id, engine, engine_version, settings, replicas, footprint, requires, is_enabled,
-     disabled_answer, runtime, node_name)
+     disabled_answer, runtime, image, node_name, secret_name)
 VALUES (%(deployment_id)s, %(name)s, %(version_id)s, %(engine)s, %(engine_version)s, %(settings)s, %(replicas)s,
-        %(footprint)s, %(requires)s, %(is_enabled)s, %(disabled_answer)s, %(runtime)s, %(node_name)s)
+        %(footprint)s, %(requires)s, %(is_enabled)s, %(disabled_answer)s, %(runtime)s, %(image)s, %(node_name)s,
+        %(secret_name)s)
 """
 # All that an operator chose, whatever columns there are for it; the copy begins enabled.
 _COPY = """
@@ -58,7 +60,8 @@ UPDATE controller.deployment SET is_deleting = true, generation = generation + 1
 _REPLICA = """
 SELECT replica_id, deployment_id, version.version_id, version.number AS version, replica.spec_generation, node_id,
        replica.engine, replica.engine_version, replica.settings, promises, state, desired, incarnation, restarts, pid,
-       host, port, load_s, code, message, log_tail, replica.created_at, state_since, drain_since
+       host, port, load_s, code, message, log_tail, replica.created_at, state_since, drain_since,
+       base_url, replica.runtime, replica.image
   FROM controller.replica JOIN controller.deployment USING (deployment_id)
   JOIN controller.version ON version.version_id = coalesce(replica.version_id, deployment.version_id)
 """
@@ -67,7 +70,8 @@ _REPLICAS_OF_NODE = _REPLICA + " WHERE node_id = %(node_id)s ORDER BY replica_id
 _MIRROR = """
 UPDATE controller.replica
    SET state = %(state)s, incarnation = %(incarnation)s, restarts = %(restarts)s, pid = %(pid)s, host = %(host)s,
-       port = %(port)s, load_s = %(load_s)s, code = %(code)s, message = %(message)s, log_tail = %(log_tail)s,
+       port = %(port)s, base_url = %(base_url)s, load_s = %(load_s)s, code = %(code)s, message = %(message)s,
+       log_tail = %(log_tail)s,
        state_since = CASE WHEN state = %(state)s AND incarnation = %(incarnation)s THEN state_since ELSE now() END
  WHERE replica_id = %(replica_id)s
 """
@@ -171,6 +175,7 @@ async def mirror(connection: postgres.Connection, before: Replica, change: Chang
         "pid": change.pid,
         "host": change.host,
         "port": change.port,
+        "base_url": change.base_url,
         "load_s": change.load_s,
         "code": change.code,
         "message": change.message,

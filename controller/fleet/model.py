@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from adapters.contract import Runtime
 from controller.exchange import EngineFact, Observation
 from core.devices import DeviceKind, DeviceReading
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
@@ -113,7 +114,10 @@ class FileOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaOrder:
-    """One replica that a node should hold in the state `desired`."""
+    """One replica that a node should hold in the state `desired`.
+
+    `secret_mark` changes with the secret's value, which is not here: it is put in where the message is rendered.
+    """
 
     replica_id: ReplicaId
     deployment: str
@@ -124,6 +128,10 @@ class ReplicaOrder:
     files: tuple[FileOrder, ...]
     promises: Mapping[DeviceId, int]
     desired: Desired
+    runtime: str = Runtime.PROCESS.value
+    image: str = ""
+    secret_name: str = ""
+    secret_mark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

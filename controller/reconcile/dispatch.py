@@ -120,6 +120,10 @@ def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> Re
         promises={DeviceId(device): int(count) for device, count in row.promises.items()},
         # A draining replica still runs; only the doors know the difference.
         desired=Desired(row.desired),
+        runtime=row.runtime,
+        image=row.image,
+        secret_name=deployment.secret_name,
+        secret_mark=picture.secret_marks.get(deployment.secret_name, ""),
     )
 
 

@@ -22,6 +22,7 @@ from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.lifecycle import Steps, steps
 from controller.reconcile.relief import relief
 from controller.routes.service import Routes
+from controller.secrets.vault import Vault
 from controller.wakeups import LoopWakeups
 from core.clock import Clock
 from core.errors import Failure
@@ -77,6 +78,7 @@ class ReconcileLoop:
         absorb: Absorb,
         commit: Commit,
         dispatch: Dispatch,
+        vault: Vault,
         planner: Callable[[Snapshot], Plan],
         clock: Clock,
         log: Log,
@@ -89,6 +91,8 @@ class ReconcileLoop:
         self._absorb = absorb
         self._commit = commit
         self._dispatch = dispatch
+        self._vault = vault
+        self._unreadable: frozenset[str] = frozenset()
         self._planner = planner
         self._clock = clock
         self._log = log
@@ -137,8 +141,11 @@ class ReconcileLoop:
         self.counts.replica_states = dict(Counter(row.state for row in picture.replicas))
         live = self._fleet.nodes()
         lost_s = self._fleet.timers.lost_s
+        self._open_secrets(picture)
         await self._dispatch.send(picture, live)
-        table = publish.route_table(picture, live, lost_s=lost_s, engine_seed=self._config.engine_seed)
+        table = publish.route_table(
+            picture, live, lost_s=lost_s, engine_seed=self._config.engine_seed, secrets=self._vault.values()
+        )
         self._routes.publish(table, publish.unrouted(picture))
         now = self._clock.now()
         plan = self._planner(pictures.seen(picture, live, now=now, cpu_reserve_bytes=self._config.cpu_reserve_bytes))
@@ -159,6 +166,13 @@ class ReconcileLoop:
             changed = True
         self._count(time.perf_counter() - began)
         return changed, _wait_s(now, plan, following)
+
+    def _open_secrets(self, picture: pictures.Picture) -> None:
+        faults = self._vault.take(picture.secrets)
+        messages = frozenset(fault.message for fault in faults)
+        for message in sorted(messages - self._unreadable):
+            self._log.error("secret_unreadable", message=message)
+        self._unreadable = messages
 
     def _count(self, took_s: float) -> None:
         self.counts.passes += 1

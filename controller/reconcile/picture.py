@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from adapters.contract import Runtime
 from controller.deployments import store as deployment_store
 from controller.deployments.model import Deployment, RefusalRow, Replica, footprint_of
 from controller.engines import store as engine_store
@@ -19,6 +20,8 @@ from controller.identity.model import ApiKey
 from controller.registry import alias_store, file_store
 from controller.registry import store as registry_store
 from controller.registry.model import Alias, File, Pull, StoredPlace
+from controller.secrets import store as secret_store
+from controller.secrets.model import SealedSecret
 from core.devices import DeviceKind
 from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId, Sha256
 from core.infra import postgres
@@ -43,6 +46,12 @@ class Picture:
     stored: tuple[StoredPlace, ...] = ()
     engine_wants: tuple[EngineWant, ...] = ()
     engine_defaults: tuple[EngineDefault, ...] = ()
+    secrets: tuple[SealedSecret, ...] = ()
+
+    @property
+    def secret_marks(self) -> Mapping[str, str]:
+        """Something for each secret that changes with its value and says nothing of it."""
+        return {secret.name: secret.mark for secret in self.secrets}
 
 
 async def read(connection: postgres.Connection) -> Picture:
@@ -68,6 +77,7 @@ async def read(connection: postgres.Connection) -> Picture:
         stored=tuple(stored),
         engine_wants=tuple(await engine_store.wants(connection)),
         engine_defaults=tuple(await engine_store.defaults(connection)),
+        secrets=tuple(await secret_store.secrets(connection)),
     )
 
 
@@ -103,8 +113,16 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         ),
         file_digests=picture.node_files.get(NodeId(row.node_id), frozenset()),
         engines={str(fact["engine"]): frozenset(DeviceKind(kind) for kind in fact["device_kinds"]) for fact in usable},
+        container_fault=_container_fault(row.labels),
         engine_reasons={str(fact["engine"]): str(fact["reason"]) for fact in row.engines if not fact["is_usable"]},
     )
+
+
+def _container_fault(labels: Mapping[str, str]) -> str:
+    """Return why the node can run no container; its agent says so in labels (`node_agent.containers.host`)."""
+    if "container.program" in labels:
+        return ""
+    return labels.get("container.fault") or "it has neither podman nor docker"
 
 
 def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
@@ -117,6 +135,9 @@ def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
         footprint=footprint_of(row.footprint),
         file_digests=tuple(Sha256(file.sha256) for file in picture.files.get(row.version_id, ())),
         is_deleting=row.is_deleting,
+        node_name=row.node_name,
+        is_external=row.runtime == Runtime.EXTERNAL,
+        is_contained=row.runtime == Runtime.CONTAINER,
     )
 
 

@@ -4,8 +4,11 @@ Called by `controller.reconcile.loop` in each pass; everything but the call of `
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from adapters import registry as engines
+from adapters.contract import Adapter, External, Runtime
 from controller.deployments.model import Deployment, RefusalRow, Replica
 from controller.deployments.waiting import Sight, standing
 from controller.fleet.model import NodeNow
@@ -14,18 +17,35 @@ from controller.reconcile.lifecycle import is_past_lease
 from controller.reconcile.picture import Picture
 from controller.routes.model import KeyEntry, RoutableAlias, RoutableDeployment, RoutableReplica, Table
 from controller.routes.table import table
+from core.errors import Failure
 from core.ids import NodeId, ReplicaId
 from core.states import SERVING, Desired, NodeState, ReplicaState
 
 
-def route_table(picture: Picture, live: Mapping[NodeId, NodeNow], *, lost_s: float, engine_seed: bytes) -> Table:
-    """Return the table that doors should serve by; a deployment that is being deleted has no route."""
+def route_table(
+    picture: Picture,
+    live: Mapping[NodeId, NodeNow],
+    *,
+    lost_s: float,
+    engine_seed: bytes,
+    secrets: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
+    """Return the table that doors should serve by; a deployment that is being deleted has no route.
+
+    `secrets` are those that could be opened; without its own an external deployment has no target.
+    """
     by_deployment: dict[str, list[Replica]] = {}
     for row in picture.replicas:
         by_deployment.setdefault(row.deployment_id, []).append(row)
     refusals = {row.deployment_id: row for row in picture.refusals}
     deployments = [
-        _deployment(row, by_deployment.get(row.deployment_id, []), refusals.get(row.deployment_id), live, lost_s=lost_s)
+        _with_secret(
+            _deployment(
+                row, by_deployment.get(row.deployment_id, []), refusals.get(row.deployment_id), live, lost_s=lost_s
+            ),
+            row,
+            secrets,
+        )
         for row in picture.deployments
         if not row.is_deleting
     ]
@@ -62,7 +82,27 @@ def _deployment(
         created_at=row.created_at,
         version=row.version,
         disabled="" if row.is_enabled else row.disabled_answer,
+        served_name=_remote_name(adapter, row),
     )
+
+
+def _remote_name(adapter: Adapter, row: Deployment) -> str:
+    if row.runtime != Runtime.EXTERNAL or not isinstance(adapter, External):
+        return ""
+    try:
+        return adapter.remote(row.settings).model
+    except Failure:  # settings of an earlier release: its replicas fail and say why
+        return ""
+
+
+def _with_secret(routable: RoutableDeployment, row: Deployment, secrets: Mapping[str, str]) -> RoutableDeployment:
+    """Return `routable` with the key of its engines, or without replicas when that key cannot be had."""
+    if row.runtime != Runtime.EXTERNAL:
+        return routable
+    if row.secret_name and row.secret_name not in secrets:
+        sentence = f"its secret {row.secret_name} cannot be opened; store it again with `slice secret set`"
+        return replace(routable, replicas=(), waiting=sentence)
+    return replace(routable, secret=secrets.get(row.secret_name, ""))
 
 
 def _sight(replica: Replica, node: NodeNow | None) -> Sight:
@@ -80,6 +120,7 @@ def _replica(row: Replica, node: NodeNow | None, lost_s: float) -> RoutableRepli
         incarnation=row.incarnation,
         host=row.host,
         port=row.port,
+        base_url=row.base_url,
         node_state=node.state if node else NodeState.LOST,
         is_silent_past_lease=is_past_lease(node, lost_s),
         version=row.version,

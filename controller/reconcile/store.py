@@ -13,9 +13,10 @@ SELECT 1 FROM controller.deployment
 """
 _START = """
 INSERT INTO controller.replica
-    (replica_id, deployment_id, version_id, spec_generation, node_id, engine, engine_version, settings, promises)
+    (replica_id, deployment_id, version_id, spec_generation, node_id, engine, engine_version, settings, promises,
+     runtime, image)
 SELECT %(replica_id)s, deployment_id, version_id, spec_generation, %(node_id)s, engine, engine_version, settings,
-       %(promises)s
+       %(promises)s, runtime, image
   FROM controller.deployment
  WHERE deployment_id = %(deployment_id)s AND spec_generation = %(spec_generation)s AND NOT is_deleting
 """

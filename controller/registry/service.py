@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from adapters import facts as model_facts
 from controller.exchange import DeployableVersion, VersionFile
 from controller.registry import adopted_store, alias_store, file_store, places, store
-from controller.registry.catalog import CATALOG, CatalogEntry
+from controller.registry.catalog import CATALOG, CatalogEntry, remote_entry
 from controller.registry.model import CatalogueOfModels, Model, NewVersion, Template, Use, Version
 from controller.versioned import check_version
 from core.errors import Failure
@@ -173,6 +173,18 @@ class Registry:
             facts={"format": "", "size_bytes": 0},
         )
         await self.register(connection, entry.name, new)
+
+    async def ensure_remote(self, connection: postgres.Connection, name: str) -> None:
+        """Register `name` as a model that lies elsewhere, unless there is a model or an alias of that name.
+
+        Raises:
+            Failure: `request.invalid_name`; `registry.name_taken` while a model of that name is being deleted.
+        """
+        checked_name("model", name)
+        found = await store.model(connection, name)
+        is_alias = any(alias.name == name for alias in await alias_store.aliases(connection))
+        if (found is None and not is_alias) or (found is not None and found.is_deleting):
+            await self.register_builtin(connection, remote_entry(name))
 
     async def register(self, connection: postgres.Connection, name: str, new: NewVersion) -> bool:
         """Make `new` the next version of the model `name`, in the transaction of `connection`.

@@ -22,6 +22,7 @@ class RoutableReplica:
     node_state: NodeState
     is_silent_past_lease: bool
     version: int
+    base_url: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class RoutableDeployment:
     created_at: datetime
     version: int
     disabled: str = ""
+    served_name: str = ""
+    """What the engine calls the model, "" when that is the deployment's name."""
+    secret: str | None = field(default=None, repr=False)
+    """The key of engines that run elsewhere ("" for none); None when each engine's key is derived."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ class Target:
     host: str
     port: int
     engine_key: str = field(repr=False)
+    base_url: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,14 +77,15 @@ def _route(public_name: str, deployment: RoutableDeployment, engine_seed: bytes)
             incarnation=one.incarnation,
             host=one.host,
             port=one.port,
-            engine_key=engine_key(engine_seed, one.replica_id),
+            engine_key=deployment.secret if deployment.secret is not None else engine_key(engine_seed, one.replica_id),
+            base_url=one.base_url,
         )
         for one in sorted(chosen(deployment.replicas), key=lambda one: one.replica_id)
     )
     return Route(
         public_name=public_name,
         deployment=deployment.name,
-        served_name=deployment.name,
+        served_name=deployment.served_name or deployment.name,
         engine=deployment.engine,
         endpoints=tuple(sorted(deployment.endpoints)),
         targets=targets,

@@ -18,7 +18,7 @@ from core.infra.settings import process_environment
 
 BLOCK_FORMAT = 1
 PORTS_PER_CLUSTER = 100
-SECRETS = ("operator_token", "node_token", "door_token", "key_pepper", "engine_seed", "ray_token")
+SECRETS = ("operator_token", "node_token", "door_token", "key_pepper", "engine_seed", "ray_token", "secret_key")
 """Secrets made at first start; `api_key` joins them when `slice up` has minted the first key."""
 _RUNTIME_DIR_MAX = 34
 """Longest runtime directory: Serve's HAProxy binds a socket 69 characters below `<runtime>/ray`, and unix(7) ends a

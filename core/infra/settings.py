@@ -183,6 +183,12 @@ class Settings:
         1,
         30 * 86400,
     )
+    container_pull: str = _setting(
+        "never",
+        "Whether a node may pull the image of a container that it does not have: `never` or `missing`.",
+        "word",
+        "An image is code: an operator brings it; `missing` still takes only the bytes of the pinned digest.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +256,13 @@ def _check_together(settings: Settings) -> None:
             f"port and controller_port are both {settings.port}",
             hint="the front door and the admin API need a port each",
             param="controller_port",
+        )
+    if settings.container_pull not in {"never", "missing"}:
+        raise Failure(
+            "settings.invalid",
+            f"container_pull = {settings.container_pull!r} is neither never nor missing",
+            hint="never is the default",
+            param="container_pull",
         )
     if settings.devices not in {"auto", "cpu"} and not settings.devices.startswith("sim:/"):
         raise Failure(

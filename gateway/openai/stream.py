@@ -23,6 +23,7 @@ _HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 # TGI says "" in every chunk of a completion but the last.
 _HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"[^"]')
 _ONLY_DONE = re.compile(rb"^[\r\n]*data: ?\[DONE\][\r\n]*\Z")
+_ANY_NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"(?:[^"\\]|\\.)*"')
 _encode = msgspec.json.Encoder().encode
 
 
@@ -60,14 +61,18 @@ def is_only_done(data: bytes) -> bool:
 class ModelName:
     """Turns the engine's name for a model back into the public one; does nothing when they are the same.
 
-    The engine's name may carry `tag` in its answers (`smollm2:latest`).
+    The engine's name may carry `tag` in its answers (`smollm2:latest`). `served` is None for an engine that runs
+    elsewhere and may answer under any name: `gpt-4o-2024-08-06` to `gpt-4o`.
 
     An unescaped `"model":"<name>"` can only be a member of an object: inside a JSON string its quotes are escaped.
     """
 
-    def __init__(self, served: str, public: str, tag: str = "") -> None:
+    def __init__(self, served: str | None, public: str, tag: str = "") -> None:
         self._pattern = None
         self._replacement = b'"model":' + _encode(public)
+        if served is None:
+            self._pattern = _ANY_NAME
+            return
         names = [re.escape(_encode(name)) for name in {served, served + tag} if name != public]
         if names:
             self._pattern = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*(?:' + b"|".join(names) + b")")

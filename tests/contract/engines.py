@@ -55,10 +55,16 @@ class RunningEngine:
     """One engine process; leaving the context kills it."""
 
     def __init__(
-        self, name: str, *, directory: Path, model: Path | None = None, settings: Mapping[str, JsonValue] | None = None
+        self,
+        name: str,
+        *,
+        directory: Path,
+        model: Path | None = None,
+        settings: Mapping[str, JsonValue] | None = None,
+        port: int = 0,
     ) -> None:
         self.adapter = adapter(name)
-        self.port = free_port()
+        self.port = port or free_port()
         self.started_streams = 0
         self._lock = threading.Lock()
         request = LaunchRequest(

@@ -47,6 +47,7 @@ class Cluster:
             door_token=DOOR,
             key_pepper=b"pepper",
             engine_seed=b"seed",
+            secret_key=b"k" * 32,
             openai_base_url="http://127.0.0.1:1/v1",
             heartbeat_s=heartbeat_s,
             drain_timeout_s=drain_timeout_s,

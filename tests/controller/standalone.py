@@ -23,6 +23,7 @@ def main(url: str, control: str, port: str) -> int:
         door_token="door-token",
         key_pepper=b"pepper",
         engine_seed=b"seed",
+        secret_key=b"k" * 32,
         openai_base_url="http://127.0.0.1:1/v1",
         heartbeat_s=0.2,
         drain_timeout_s=5,

@@ -44,6 +44,7 @@ async def reign(database: postgres.Database) -> Reign:
         schema=1,
         openai_base_url="",
         key_pepper=b"p",
+        secret_key=b"k" * 32,
         heartbeat_s=2.0,
         loop=LoopConfig(cpu_reserve_bytes=0, drain_timeout_s=1.0, engine_seed=b"s"),
     )

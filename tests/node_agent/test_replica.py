@@ -190,3 +190,53 @@ def test_a_stop_always_ends_in_stopped(happened: list[life.Happened]) -> None:
     stopped = led(life.StopAsked(), life.Exited(exit_signal=15), life.TreeGone(), replica=replica)
     assert stopped.state is ReplicaState.STOPPED
     assert stopped.wake_at is None
+
+
+# An engine that runs elsewhere
+
+ELSEWHERE = Replica(bounds=Bounds(is_ours=False))
+FOUND = (life.Wanted(), life.Spawned(incarnation=1))
+UNWELL = life.ProbeFailed(reason="it answers 500")
+
+
+def test_an_engine_elsewhere_is_neither_fetched_nor_installed() -> None:
+    assert step(ELSEWHERE, life.Wanted(), 0.0).effects == (life.Spawn(incarnation=1),)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        (FOUND, "starting"),
+        ((*FOUND, life.ProbePassed()), "ready"),
+        ((*FOUND, UNWELL, UNWELL), "starting"),
+        ((*FOUND, UNWELL, UNWELL, UNWELL), "unhealthy"),
+        ((*FOUND, life.ProbePassed(), UNWELL, UNWELL), "ready"),
+        ((*FOUND, life.ProbePassed(), UNWELL, UNWELL, UNWELL), "unhealthy"),
+        ((*FOUND, UNWELL, UNWELL, UNWELL, life.ProbePassed()), "ready"),
+        ((*FOUND, life.StopAsked(), life.TreeGone()), "stopped"),
+        ((life.Wanted(), EVENTS[4]), "failed"),
+    ],
+)
+def test_an_engine_elsewhere_is_only_seen_well_or_unwell(events: tuple[life.Happened, ...], state: str) -> None:
+    assert led(*events, replica=ELSEWHERE).state == state
+
+
+def test_the_first_failed_probe_of_an_engine_elsewhere_is_told() -> None:
+    assert "it answers 500" in led(*FOUND, UNWELL, replica=ELSEWHERE).fault.message
+
+
+def test_a_preparation_that_may_work_later_is_made_again_elsewhere_too() -> None:
+    waiting = led(life.Wanted(), EVENTS[3], replica=ELSEWHERE)
+    assert waiting.wake_at is not None
+    assert step(waiting, life.TimeCame(), waiting.wake_at).effects == (life.Spawn(incarnation=1),)
+
+
+@given(st.lists(st.sampled_from([life.ProbePassed(), UNWELL, life.TimeCame()]), max_size=200), st.floats(0, 1e6))
+def test_an_engine_elsewhere_is_never_ended_however_long_it_is_silent(events: list[life.Happened], gap: float) -> None:
+    replica, now = led(*FOUND, replica=ELSEWHERE), 0.0
+    for event in events:
+        now += gap
+        done = step(replica, event, now)
+        assert not done.effects
+        assert done.replica.ending_as is None
+        replica = done.replica

@@ -17,6 +17,7 @@ from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from core.states import ReplicaState
 from node_agent import replica
+from node_agent.containers.house import ContainerHouse
 from node_agent.devices.cpu import CpuSource
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
@@ -26,6 +27,7 @@ from node_agent.ports import Ports
 from node_agent.runner import Runner
 from node_agent.subprocesses import Children
 from node_agent.surroundings import Surroundings
+from protos.slice.node.v1 import node_pb2
 from tests.node_agent import nodes, trees
 from tests.node_agent.nodes import Node
 
@@ -53,7 +55,11 @@ class Fault:
 
 @contextlib.asynccontextmanager
 async def runner_of(
-    node: Node, chance: Callable[[], float], changed: Callable[[], None] = lambda: None
+    node: Node,
+    chance: Callable[[], float],
+    changed: Callable[[], None] = lambda: None,
+    want: node_pb2.ReplicaWant | None = None,
+    containers: ContainerHouse | None = None,
 ) -> AsyncIterator[Runner]:
     clock = SystemClock()
     log = Log("test", clock, io.StringIO())
@@ -88,6 +94,10 @@ async def runner_of(
                 guard=guard,
                 log=log,
             ),
+            containers=containers
+            or ContainerHouse(
+                data_dir=node.data_dir, environment=environment, children=children, log=log, may_pull=False
+            ),
             ports=Ports(range(*node.config["engine_ports"])),
             devices=Devices((CpuSource(),), log),
             clock=clock,
@@ -96,7 +106,7 @@ async def runner_of(
             log=log,
             policy=replica.RestartPolicy(first_delay_s=0.01),
         )
-        yield Runner(nodes.want(), around)
+        yield Runner(want or nodes.want(), around)
 
 
 @pytest.fixture

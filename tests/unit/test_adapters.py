@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.checking import RESERVED, checked_settings
-from adapters.contract import Endpoint, HostFacts, LaunchRequest, ModelFacts
+from adapters.contract import Endpoint, HostFacts, LaunchRequest, ModelFacts, Runtime
 from adapters.registry import adapter, adapters
 from core.errors import Failure
 from core.footprint import Provenance
@@ -42,6 +42,9 @@ LINUX = HostFacts(
 )
 
 by_name = pytest.mark.parametrize("one", adapters(), ids=lambda one: one.name)
+by_process = pytest.mark.parametrize(
+    "one", [one for one in adapters() if Runtime.PROCESS in one.runtimes], ids=lambda one: one.name
+)
 by_own_program = pytest.mark.parametrize("one", [adapter("llamacpp"), adapter("fake")], ids=lambda one: one.name)
 
 
@@ -145,7 +148,7 @@ def test_embeddings_can_be_switched_off():
     assert Endpoint.EMBEDDINGS not in adapter("llamacpp").endpoints({"embeddings": False})
 
 
-@by_name
+@by_process
 def test_linux_is_usable_and_another_system_is_not_with_a_reason(one):
     assert one.fingerprint(LINUX).is_usable
     other = one.fingerprint(HostFacts(system="darwin", machine="arm64", cpu_count=8, memory_bytes=1, devices=()))

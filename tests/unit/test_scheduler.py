@@ -427,3 +427,40 @@ def test_a_promise_on_a_node_is_that_node_s_alone():
     busy = replica("x", "a", S.STARTING, of="other", promise=1000)
     answer = plan(picture(node("a"), node("b"), deployment("other"), busy, deployment()))
     assert answer.starts[0].node_id == NodeId("nod_b")
+
+
+# Engines that run elsewhere, in containers, or on one node only
+
+
+def test_an_external_replica_needs_no_engine_no_gpu_and_no_memory():
+    full = node("a", cpu(free=0), gpu(free=0), engines={})
+    planned = plan(picture(full, deployment(engine="openai", need=0, is_external=True)))
+    (start,) = planned.starts
+    assert start.promises == {DeviceId("cpu"): 0}
+
+
+def test_a_pinned_deployment_goes_to_its_node_alone():
+    nodes = [node("a", cpu(free=5000, total=5000)), node("b")]
+    (start,) = plan(picture(*nodes, deployment(node_name="b"))).starts
+    assert start.node_id == "nod_b"
+
+
+def test_a_pinned_deployment_whose_node_has_not_joined_is_refused_by_that_name():
+    (refused,) = plan(picture(node("a"), node("b"), deployment(node_name="gone"))).refusals
+    assert refused.code == "placement.no_node"
+    assert "node gone" in refused.message
+
+
+def test_a_pinned_deployment_s_refusal_is_about_its_node_and_no_other():
+    nodes = [node("a", cpu(free=5000, total=5000)), node("b", cpu(free=10))]
+    (refused,) = plan(picture(*nodes, deployment(node_name="b"))).refusals
+    assert refused.code == "placement.insufficient_memory"
+    assert "node b" in refused.message
+    assert "node a" not in refused.message
+
+
+def test_a_container_needs_a_node_that_runs_containers_and_not_the_engine_there():
+    bare = node("a", engines={}, container_fault="it has neither podman nor docker")
+    (refused,) = plan(picture(bare, deployment(is_contained=True))).refusals
+    assert "neither podman nor docker" in refused.message
+    assert plan(picture(node("b", engines={}), deployment(is_contained=True))).starts

@@ -1,0 +1,1 @@
+"""Remote OpenAI-compatible endpoints: see adapter.py and design.md."""
