@@ -7,6 +7,7 @@ Every field says its meaning, unit, default and why. `slice config show` prints 
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import Failure
+
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?\Z")
+_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?\Z")
 
 
 def _setting(default: object, meaning: str, unit: str, why: str, low: float | None = None, high: float | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -221,6 +225,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         origin["controller_port"] = origin["port"]
     settings = dataclasses.replace(Settings(), **values)  # type: ignore[arg-type]
     _check_together(settings)
+    _check_hosts(settings)
     return Loaded(settings=settings, origin=origin)
 
 
@@ -271,6 +276,20 @@ def _check_together(settings: Settings) -> None:
             hint="sim: takes a JSON file with pretended GPUs",
             param="devices",
         )
+
+
+def _check_hosts(settings: Settings) -> None:
+    hosts = [("source_hosts", word.strip()) for word in settings.source_hosts.split(",") if word.strip()]
+    for key, text in [("hf_endpoint", settings.hf_endpoint), ("ollama_registry", settings.ollama_registry), *hosts]:
+        is_url = _URL.match(text) is not None
+        shown = text[:200].rpartition("@")[2]  # what stands before it may be a password
+        if not is_url and not (key == "source_hosts" and _HOST.match(text)):
+            raise Failure(
+                "settings.invalid",
+                f"{key}: {shown!r} is no {'host' if key == 'source_hosts' else 'URL'}",
+                hint=described(next(item for item in fields(Settings) if item.name == key)),
+                param=key,
+            )
 
 
 def _from_file(file: Path) -> Mapping[str, object]:

@@ -20,7 +20,7 @@ from core.ids import Sha256
 from core.infra import cluster
 from core.sources import ModelSource, SourceKind, parse_source, pinned_text
 from node_agent.files import kinds, local, partial, pypi
-from node_agent.files.download import Downloader, Remote, Watch, together
+from node_agent.files.download import Downloader, together
 from node_agent.files.header import HeaderFacts, read_version_facts
 from node_agent.files.hub import Hub
 from node_agent.files.job import Job
@@ -28,6 +28,7 @@ from node_agent.files.manifest import Item, Manifest
 from node_agent.files.ollama import OllamaRegistry
 from node_agent.files.reach import Reach
 from node_agent.files.store import Cancelled, FileStore, StoredFile, StoredVersion, require_digest
+from node_agent.files.transfer import Remote, Watch
 from node_agent.files.wants import FileOrder, VersionPart
 from node_agent.subprocesses import Children
 
@@ -101,6 +102,7 @@ class Arrivals:
 
     def sweep(self, now_s: float) -> None:
         """Remove what interrupted pulls left more than a week ago. Blocks."""
+        self._places.hub.sweep()
         for directory in self._places.downloads.glob("*"):
             with contextlib.suppress(OSError):
                 if now_s - directory.stat().st_mtime > _KEPT_S:
@@ -154,10 +156,10 @@ class Arrivals:
         for item in manifest.items:
             size = item.size_bytes or 0
             job.told(item.path, size if here[item.path] else 0, size)
-            if here[item.path] is None and item.remote is not None and size:
-                needs[item.path] = size - await asyncio.to_thread(partial.kept_bytes, _partial_of(directory, item))
-        if needs:
-            job.promise.ask(needs)
+            if here[item.path] is None and size:
+                needs[item.path] = await asyncio.to_thread(self._still_to_write, item, size, directory)
+        # All at once: a version of which half fits would be begun, undone and begun again.
+        job.promise.ask(needs)
         slots = asyncio.Semaphore(_FILES_AT_ONCE)
         found: dict[str, _Arrived] = {}
 
@@ -167,6 +169,13 @@ class Arrivals:
 
         await together([one(item) for item in manifest.items])
         return [found[item.path] for item in manifest.items]
+
+    def _still_to_write(self, item: Item, size: int, directory: Path) -> int:
+        if item.remote is not None:
+            return max(0, size - partial.kept_bytes(_partial_of(directory, item)))
+        if item.local is not None and local.needs_room(item.local, self._places.downloads):
+            return size
+        return 0
 
     def _here(self, item: Item) -> _Arrived | None:
         digest = item.sha256
@@ -256,15 +265,19 @@ class Arrivals:
                 await asyncio.wait({running})
 
     async def _copied(self, item: Item, path: Path, job: Job, place: Path) -> Sha256:
-        return await self._threaded(
-            lambda stopped: local.take_local(
-                path,
-                place,
-                stopped=stopped,
-                progress=lambda done, total: job.told(item.path, done, total),
-                admit=lambda more: job.promise.ask({item.path: more}),
+        try:
+            return await self._threaded(
+                lambda stopped: local.take_local(
+                    path,
+                    place,
+                    stopped=stopped,
+                    progress=lambda done, total: job.told(item.path, done, total),
+                    admit=lambda more: job.promise.ask({item.path: more}),
+                )
             )
-        )
+        except Failure:
+            job.told(item.path, 0, item.size_bytes or 0)  # nothing of it is kept
+            raise
 
     async def _unpacked(self, item: Item, source: ModelSource, job: Job, directory: Path, place: Path) -> Sha256:
         def told(done: int, total: int) -> None:

@@ -1,18 +1,15 @@
 """Files over HTTP into a partial file: in pieces at the same time where the server can, gone on with after every break.
 
 Comes in: a `Remote`. Goes out: the SHA-256 of a whole file of the expected size. Called by `node_agent.files.arrivals`,
-on the event loop; the waiting is done by a pool of threads of our own. Whatever a server says, no byte past the
-announced size is written, and a file that is not what was expected is removed.
+on the event loop; the waiting is done by a pool of threads of our own. A file that is not what was expected is removed.
 """
 
 import asyncio
 import contextlib
 import functools
-import hashlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,51 +17,20 @@ from core.errors import Failure
 from core.ids import Sha256
 from core.infra.logs import Log
 from node_agent.files import ranges
-from node_agent.files.halt import Halt
-from node_agent.files.http_get import Answer, HttpGet, Interrupted, Token
-from node_agent.files.partial import Partial, discard
-from node_agent.files.ranges import Meaning, Offer, Range
-from node_agent.files.store import CHUNK_BYTES, Cancelled, require_digest
+from node_agent.files.http_get import HttpGet, Interrupted
+from node_agent.files.partial import discard
+from node_agent.files.ranges import Range
+from node_agent.files.store import Cancelled
+from node_agent.files.transfer import Remote, Restart, Transfer, Watch
 
 _CONNECTIONS = 8
 _LANES = 4  # connections for one file: one alone does not fill a long line, more make hubs refuse
-_HEAD_BYTES = 64
 _GAIN_BYTES = 64 * 1024
 _RESTARTS = 3
 _GONE_ON_WITH = frozenset({"source.unreachable", "source.needs_token", "disk.full"})
-_MAX_FILE_BYTES = 4 * 1024**4
+_NOBODY = Watch(admit=lambda more: None, told=lambda done, total: None, look=lambda head: None)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remote:
-    """One file somewhere; `size_bytes` is None and the digests "" when not known beforehand.
-
-    `git_sha1` is the identifier that git gives to a file's bytes, which is all that a hub says of small ones.
-    """
-
-    name: str
-    url: str
-    size_bytes: int | None = None
-    sha256: str = ""
-    git_sha1: str = ""
-    token: Token | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who is told: `admit` hears the bytes still to come before they are written and may refuse (`disk.full`), `told`
-    hears bytes done and in all, `look` the file's first bytes and may refuse (`format.refused`). Called in threads.
-    """
-
-    admit: Callable[[int], None]
-    told: Callable[[int, int], None]
-    look: Callable[[bytes], None]
-
-
-class _Restart(Exception):
-    """What has come belongs to another file, or the server does not do what it began with."""
 
 
 class Downloader:
@@ -82,13 +48,16 @@ class Downloader:
         Raises:
             Failure: `source.*`, `format.refused`, `disk.full`.
         """
-        work = _Work(self._http, remote, watch, self._monotonic)
+        work = Transfer(self._http, remote, watch, self._monotonic)
         try:
-            await self._threaded(work, lambda: work.begin(path))
-            return await self._brought(work)
+            try:
+                await self._threaded(work, lambda: work.begin(path))
+                return await self._brought(work)
+            finally:
+                await _to_the_end(work.end)
         except Failure as failure:
             if work.done_bytes == 0 or failure.code not in _GONE_ON_WITH:
-                await asyncio.to_thread(discard, path)
+                await _to_the_end(lambda: discard(path))
             raise
 
     async def read(self, remote: Remote, limit_bytes: int) -> bytes:
@@ -97,58 +66,55 @@ class Downloader:
         Raises:
             Failure: `source.*`; `source.invalid` when it has more than `limit_bytes`.
         """
-        work = _Work(self._http, remote, _NOBODY, self._monotonic)
+        work = Transfer(self._http, remote, _NOBODY, self._monotonic)
         return await self._tried(work, lambda: 0, lambda: work.small(limit_bytes))
 
     def close(self) -> None:
         """Let the threads go; they end with what they are doing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _brought(self, work: "_Work") -> Sha256:
-        try:
-            for _ in range(_RESTARTS):
-                try:
-                    await self._all_pieces(work)
-                    digest = await self._threaded(work, work.digest)
-                except _Restart:
-                    await asyncio.to_thread(work.restart)
-                    continue
-                if not work.partial.was_resumed or work.is_right(digest):
-                    work.require_right(digest)
-                    return digest
-                # What an earlier try left may be damaged: that is no word about the source.
-                await asyncio.to_thread(work.restart)
-        finally:
-            await asyncio.shield(asyncio.to_thread(work.partial.close))
+    async def _brought(self, work: Transfer) -> Sha256:
+        for _ in range(_RESTARTS):
+            try:
+                await self._all_pieces(work)
+                digest = await self._threaded(work, work.digest)
+            except Restart:
+                await _to_the_end(work.restart)
+                continue
+            if not work.partial.was_resumed or work.is_right(digest):
+                work.require_right(digest)
+                return digest
+            # What an earlier try left may be damaged: that is no word about the source.
+            await _to_the_end(work.restart)
         raise Failure(
             "source.unreachable",
             f"{work.remote.name} changes while it is downloaded",
             hint="pull it again later, or pin a revision that does not move",
         )
 
-    async def _all_pieces(self, work: "_Work") -> None:
+    async def _all_pieces(self, work: Transfer) -> None:
         while not work.partial.is_whole:
             first = work.next_piece()
             # Alone: only its answer tells whether there is any sense in asking for others beside it.
             await self._piece(work, first, is_alone=True)
             size = work.partial.size
             if size is None:
-                raise _Restart
+                raise Restart
             todo = deque(ranges.pieces(ranges.missing(work.partial.had, size), self._http.bounds.piece_bytes))
             lanes = min(_LANES, len(todo)) if work.knows_ranges else 0
             await together([self._lane(work, todo) for _ in range(lanes)])
 
-    async def _lane(self, work: "_Work", todo: deque[Range]) -> None:
+    async def _lane(self, work: Transfer, todo: deque[Range]) -> None:
         while todo:
             await self._piece(work, todo.popleft(), is_alone=False)
 
-    async def _piece(self, work: "_Work", piece: Range, *, is_alone: bool) -> None:
+    async def _piece(self, work: Transfer, piece: Range, *, is_alone: bool) -> None:
         for gap in work.partial.gaps(piece):
             await self._tried(
                 work, lambda: work.partial.done_bytes, functools.partial(work.take, gap, is_alone=is_alone)
             )
 
-    async def _tried(self, work: "_Work", done: Callable[[], int], step: Callable[[], T]) -> T:
+    async def _tried(self, work: Transfer, done: Callable[[], int], step: Callable[[], T]) -> T:
         """Do `step` until it ends; breaks after which nothing was gained are counted and answered by longer pauses."""
         bounds = self._http.bounds
         best, fruitless = done(), 0
@@ -164,206 +130,17 @@ class Downloader:
                 pause_s = max(broken.pause_s, bounds.first_pause_s * 2.0**fruitless)
             await _pause(pause_s)
 
-    async def _threaded(self, work: "_Work", step: Callable[[], T]) -> T:
+    async def _threaded(self, work: Transfer, step: Callable[[], T]) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._pool, step)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             # The thread still writes: its file may be touched only when it has seen the word and left.
             work.halt.set()
-            with contextlib.suppress(Cancelled, Failure, Interrupted, OSError, _Restart):
+            with contextlib.suppress(Cancelled, Failure, Interrupted, OSError, Restart):
                 await asyncio.wait({running})
                 running.result()
             raise
-
-
-class _Work:
-    """One download's side that runs in threads."""
-
-    def __init__(self, http: HttpGet, remote: Remote, watch: Watch, monotonic: Callable[[], float]) -> None:
-        self.remote = remote
-        self.halt = Halt()
-        self.knows_ranges = False
-        self.partial: Partial  # from `begin` on
-        self._has_begun = False
-        self._http = http
-        self._watch = watch
-        self._monotonic = monotonic
-        self._has_looked = False
-
-    def begin(self, path: Path) -> None:
-        remote = self.remote
-        self.partial = Partial(
-            path,
-            identity=remote.sha256 or remote.git_sha1 or remote.url,
-            is_verifiable=bool(remote.sha256 or remote.git_sha1),
-            monotonic=self._monotonic,
-        )
-        if remote.size_bytes is not None and self.partial.size != remote.size_bytes:
-            if self.partial.size is not None:
-                self.partial.clear()
-            self.partial.size = remote.size_bytes
-        self._has_begun = True
-        self._tell()
-
-    def restart(self) -> None:
-        """Begin anew, after every thread has left."""
-        self.halt = Halt()  # lanes that were ended by one that failed were told so
-        self.knows_ranges = self._has_looked = False
-        self.partial.clear()
-        self.partial.size = self.remote.size_bytes
-
-    @property
-    def done_bytes(self) -> int:
-        """Bytes that have come."""
-        return self.partial.done_bytes if self._has_begun else 0
-
-    def next_piece(self) -> Range:
-        """Return the first piece: the whole rest of a small file, or enough to see how the server answers."""
-        partial, bounds = self.partial, self._http.bounds
-        if partial.size is None:
-            return 0, bounds.first_bytes
-        start, end = ranges.missing(partial.had, partial.size)[0]
-        return start, end if partial.size <= bounds.piece_bytes else min(end, start + bounds.first_bytes)
-
-    def take(self, asked: Range, *, is_alone: bool) -> None:
-        """Bring one range, or the whole file if that is what comes and nobody else works on it."""
-        partial = self.partial
-        if not (todo := partial.gaps(asked)):
-            return
-        asked = (todo[0][0], asked[1])
-        headers = {}
-        if asked != (0, partial.size):
-            headers["range"] = f"bytes={asked[0]}-{asked[1] - 1}"
-            if partial.validator and partial.had:
-                headers["if-range"] = partial.validator
-        with self._http.open(self.remote.url, headers, self.halt, self.remote.token) as answer:
-            offer = self._offer(answer, asked)
-            if offer.meaning in (Meaning.CHANGED, Meaning.WRONG) or (offer.meaning is Meaning.WHOLE and not is_alone):
-                raise _Restart
-            if offer.meaning is Meaning.WHOLE:
-                partial.clear()
-                asked = (0, _MAX_FILE_BYTES)
-            self._accept(offer, answer)
-            self._write(answer, asked[0], min(asked[1], partial.size or _MAX_FILE_BYTES))
-
-    def _offer(self, answer: Answer, asked: Range) -> Offer:
-        validator = ranges.strong(answer.headers.get("etag", ""))
-        offer = ranges.meaning_of(
-            status=answer.status,
-            content_range=answer.headers.get("content-range", ""),
-            length=answer.length,
-            validator=validator,
-            asked=asked,
-            size=self.partial.size if self.partial.had else None,
-            known=self.partial.validator,
-        )
-        if offer.meaning is Meaning.WHOLE and not answer.tells_its_end and not self.remote.sha256:
-            raise Failure(
-                "source.invalid",
-                f"the server of {self.remote.name} does not say how long the file is",
-                hint="pin the file with #file=SHA256",
-            )
-        return offer
-
-    def _accept(self, offer: Offer, answer: Answer) -> None:
-        """Take what the head says of the file's size and validator, or refuse it."""
-        partial, expected = self.partial, self.remote.size_bytes
-        size = offer.size
-        if expected is not None and size is not None and size != expected:
-            raise _other_size(self.remote.name, size, expected)
-        if offer.meaning is Meaning.PART:
-            if size is None and expected is None:
-                raise _Restart
-            self.knows_ranges = True
-        if (size or 0) > _MAX_FILE_BYTES:
-            raise Failure("source.invalid", f"{self.remote.name} is said to have {size} bytes")
-        partial.size = size if size is not None else expected
-        partial.validator = offer.validator or partial.validator
-        if partial.size is not None:
-            self._watch.admit(partial.size - partial.done_bytes)
-
-    def _write(self, answer: Answer, at: int, end: int) -> None:
-        partial = self.partial
-        for chunk in answer.chunks():
-            if at + len(chunk) > end:
-                if partial.size is not None and end < partial.size:
-                    raise _Restart
-                raise _other_size(self.remote.name, at + len(chunk), end)
-            if partial.size is None:
-                self._watch.admit(len(chunk))
-            partial.write(at, chunk)
-            at += len(chunk)
-            self._look()
-            self._tell()
-        if partial.size is None and answer.length is None and answer.tells_its_end:
-            partial.size = at
-        elif at < end and answer.length is None and answer.tells_its_end:
-            raise _other_size(self.remote.name, at, end)
-        elif at < end:
-            raise Interrupted(
-                Failure("source.unreachable", f"the connection broke off in the middle of {self.remote.name}")
-            )
-
-    def _look(self) -> None:
-        if not self._has_looked and len(head := self.partial.head(_HEAD_BYTES)) == _HEAD_BYTES:
-            self._has_looked = True
-            self._watch.look(head)
-
-    def _tell(self) -> None:
-        self._watch.told(self.partial.done_bytes, self.partial.size or 0)
-
-    def small(self, limit_bytes: int) -> bytes:
-        """Return a whole small body."""
-        body = bytearray()
-        with self._http.open(self.remote.url, {"accept": _MANIFESTS}, self.halt, self.remote.token) as answer:
-            for chunk in answer.chunks():
-                body += chunk
-                if len(body) > limit_bytes:
-                    raise Failure("source.invalid", f"{self.remote.name} has more than {limit_bytes} bytes")
-            if answer.length is not None and len(body) < answer.length:
-                raise Interrupted(Failure("source.unreachable", f"{self.remote.name} came only in part"))
-        return bytes(body)
-
-    def digest(self) -> Sha256:
-        """Return the SHA-256 of the whole file; checks git's digest on the way when that is what is known."""
-        partial = self.partial
-        size = partial.size or 0
-        sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        with partial.path.open("rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                if self.halt.is_set():
-                    raise Cancelled
-                sha256.update(chunk)
-                if self.remote.git_sha1:
-                    sha1.update(chunk)
-        if self.remote.git_sha1 and self.remote.git_sha1 != sha1.hexdigest():
-            if partial.was_resumed:
-                raise _Restart
-            raise Failure(
-                "source.digest_mismatch",
-                f"{self.remote.name} has git digest {sha1.hexdigest()}, expected {self.remote.git_sha1}",
-                hint="the file was changed or damaged on its way; pull it again later",
-            )
-        return Sha256(sha256.hexdigest())
-
-    def is_right(self, digest: Sha256) -> bool:
-        return not self.remote.sha256 or self.remote.sha256 == digest
-
-    def require_right(self, digest: Sha256) -> None:
-        require_digest(self.remote.name, self.remote.sha256, digest)
-
-
-_MANIFESTS = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
-_NOBODY = Watch(admit=lambda more: None, told=lambda done, total: None, look=lambda head: None)
-
-
-def _other_size(name: str, got: int, expected: int) -> Failure:
-    return Failure(
-        "source.digest_mismatch",
-        f"{name} has {got} bytes, expected {expected}",
-        hint="the file was changed, or its server lies about it; check where it comes from before pulling again",
-    )
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -374,6 +151,20 @@ async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(one)
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
+
+
+async def _to_the_end(step: Callable[[], None]) -> None:
+    """Do a short step in a thread; who is cancelled meanwhile goes on only when it has ended.
+
+    Else the thread would write beside files that were removed in the belief that nobody works on them any more.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(step))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        running.exception()  # the cancel is what is told
+        raise
 
 
 async def _pause(seconds: float) -> None:

@@ -7,6 +7,7 @@ Comes in: an `hf:` source. Goes out: a `Manifest`. Called by `node_agent.files.a
 import asyncio
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,10 @@ from core.errors import CODES, Failure
 from core.sources import ModelSource, hf_text
 from node_agent.files import choose, kinds
 from node_agent.files.choose import Candidate
-from node_agent.files.download import Remote
 from node_agent.files.http_get import Token
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.origins import SourceOrigins
+from node_agent.files.transfer import Remote
 from node_agent.subprocesses import Children
 
 _DEADLINE_S = 90.0
@@ -62,6 +63,11 @@ class Hub:
         if len(items) > choose.MAX_FILES:
             raise Failure("source.invalid", f"{place} has {len(items)} files of one model, more than we take")
         return Manifest(items=items, resolved=hf_text(source.repository, commit, choice.selector))
+
+    def sweep(self) -> None:
+        """Remove what children left that a node agent's death ended. Blocks."""
+        for home in self._scratch.glob("hub-*"):
+            shutil.rmtree(home, ignore_errors=True)
 
     def _item(self, source: ModelSource, commit: str, file: Candidate, token: Token | None) -> Item:
         endpoint = self._origins.hf_endpoint.rstrip("/")

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,9 +46,9 @@ def local_manifest(source: ModelSource, formats: Sequence[str]) -> Manifest:
         candidates = _listed(folder)
     else:
         folder, selector = path.parent, path.name
-        candidates = [Candidate(path=name) for name in _siblings(path)]
+        candidates = _siblings(path)
     if source.file_sha256 or (selector and not choose.is_part(selector)):
-        files: tuple[Candidate, ...] = (Candidate(path=path.name),)
+        files = tuple(one for one in candidates if one.path == path.name) or (Candidate(path=path.name),)
     else:
         files = choose.choose(str(path), candidates, selector, formats).files
     return Manifest(
@@ -64,11 +65,12 @@ def local_manifest(source: ModelSource, formats: Sequence[str]) -> Manifest:
     )
 
 
-def _siblings(path: Path) -> list[str]:
-    if not choose.is_part(path.name):
-        return [path.name]
+def _siblings(path: Path) -> list[Candidate]:
     try:
-        return [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
+        if not choose.is_part(path.name):
+            return [Candidate(path=path.name, size_bytes=path.stat().st_size)]
+        found = [entry for entry in os.scandir(path.parent) if entry.is_file()]
+        return [Candidate(path=entry.name, size_bytes=entry.stat().st_size) for entry in found]
     except OSError:
         return []  # what is wrong is said when the file itself is opened
 
@@ -165,6 +167,16 @@ def _copied(
             hint="pull it again when nothing writes to it any more",
         )
     return digest
+
+
+def needs_room(path: Path, directory: Path) -> bool:
+    """Return whether a copy of `path` below `directory` takes blocks of its own. Blocks."""
+    cluster.make_private_dir(directory)
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe, path.open("rb") as original:
+            return not _shares_blocks(original, probe)
+    except OSError:
+        return True
 
 
 def _shares_blocks(original: IO[bytes], out: IO[bytes]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.sources import ModelSource
-from node_agent.files.download import Remote
+from node_agent.files.transfer import Remote
 
 
 @dataclass(frozen=True, kw_only=True)

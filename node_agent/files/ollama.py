@@ -13,10 +13,11 @@ from typing import Any
 from core.errors import Failure
 from core.ids import Sha256
 from core.sources import ModelSource, ollama_text
-from node_agent.files.download import Downloader, Remote
+from node_agent.files.download import Downloader
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.origins import SourceOrigins
 from node_agent.files.reach import Reach, origin_of
+from node_agent.files.transfer import Remote
 
 _MANIFEST_MAX_BYTES = 1024**2
 _MAX_LAYERS = 64

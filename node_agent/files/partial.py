@@ -18,6 +18,7 @@ from node_agent.files.ranges import Range
 from node_agent.files.store import disk_errors
 
 _NOTE_EVERY_S = 2.0
+_ROOM_FOR_NOTE_BYTES = 64 * 1024
 
 
 class Partial:
@@ -87,10 +88,24 @@ class Partial:
     def close(self) -> None:
         """Note how far it is and close the file; nothing is noted of what could not be gone on with."""
         try:
-            with disk_errors(), self._lock:
-                self._save()
+            with self._lock:
+                try:
+                    self._save()
+                except OSError:
+                    # A full disk has no room for the note either: some of the file's end makes way for it.
+                    self._give_up_the_end()
+                    self._save()
+        except OSError:
+            self._note.unlink(missing_ok=True)
         finally:
             os.close(self._handle)
+
+    def _give_up_the_end(self) -> None:
+        if self.had:
+            start, end = self.had[-1]
+            end = max(start, end - _ROOM_FOR_NOTE_BYTES)
+            os.ftruncate(self._handle, end)
+            self.had = ranges.joined([*self.had[:-1], (start, end)])
 
     def _save(self) -> None:
         self._noted_at = self._monotonic()

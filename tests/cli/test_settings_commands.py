@@ -126,3 +126,25 @@ def test_the_format_is_known_before_the_line_is_parsed(words: list[str], output:
 def test_a_key_is_found_on_its_line() -> None:
     text = "# port = 1\n\n  port= 2\n[table]\n"
     assert (line_of(text, "port"), line_of(text, "table"), line_of(text, "absent")) == (3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLICE_HF_ENDPOINT", "huggingface.co"),
+        ("SLICE_HF_ENDPOINT", "https://user:word@hub.lan"),
+        ("SLICE_OLLAMA_REGISTRY", "ftp://registry.lan"),
+        ("SLICE_SOURCE_HOSTS", "hub.lan, not a host"),
+    ],
+)
+def test_a_place_of_models_that_is_no_place_is_refused_before_anything_begins(
+    slice_: Slice, name: str, value: str
+) -> None:
+    ended = slice_("config", "show", **{name: value})
+    assert ended.code == 2
+    assert f"error[settings.invalid]: {name.removeprefix('SLICE_').lower()}: " in ended.err
+
+
+def test_mirrors_and_trusted_hosts_are_taken(slice_: Slice) -> None:
+    given = {"SLICE_HF_ENDPOINT": "http://127.0.0.1:8081/hf", "SLICE_SOURCE_HOSTS": "hub.lan:8443, http://10.0.0.5:80"}
+    assert slice_("config", "show", **given).code == 0

@@ -68,7 +68,9 @@ class Bench:
 
     def files(self) -> list[str]:
         """Everything below the root, so that nothing left behind escapes a test."""
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
+        walked = os.walk(self.root)  # which bears that folders vanish meanwhile
+        paths = [os.path.join(folder, name) for folder, _, names in walked for name in names]
+        return sorted(os.path.relpath(path, self.root) for path in paths)
 
     async def until(self, state: str, want_id: str = "pul_1"):
         await trees.until(lambda: self.progress(want_id).state == state, 20)

@@ -10,17 +10,20 @@ from core.infra.clock import SystemClock
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
 from node_agent import agent, replica
+from node_agent.files.origins import SourceOrigins
 
 
 def main() -> None:
     """Run until SIGTERM."""
     values = json.loads(Path(sys.argv[1]).read_text())
     first, last = values.pop("engine_ports")
+    origins = SourceOrigins(**values.pop("origins", {}))
     policy = replica.RestartPolicy(**values.pop("restart_policy", {}))
     config = agent.NodeConfig(
         **{**values, "data_dir": Path(values["data_dir"]), "shim_dir": Path(values["shim_dir"])},
         engine_ports=range(first, last),
         environment=dict(os.environ),
+        origins=origins,
         restart_policy=policy,
     )
     clock = SystemClock()

@@ -14,6 +14,7 @@ from core.infra import processes
 from core.infra.processes import ProcessMark
 from node_agent import agent, identity, shim_client
 from protos.slice.node.v1 import node_pb2
+from tests.fakes import hub as hubs
 from tests.node_agent import controllers, nodes, trees, wheels
 from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
@@ -292,6 +293,26 @@ async def test_a_pull_is_reported_and_its_file_stays_known(node: Node, controlle
     await controller.want(nodes.desired(2))
     await trees.until(lambda: controller.file("pul_1") is None)
     assert controller.file("").sha256 == done.sha256
+
+
+async def test_a_pull_from_a_hub_reports_every_file_with_a_source_of_its_own(
+    node: Node, controller: Controller
+) -> None:
+    parts = {f"demo-Q8_0-0000{number}-of-00002.gguf": wheels.gguf_bytes(padding=number) for number in (1, 2)}
+    with hubs.hub() as hub:
+        commit = hub.repository("org/demo").commit(parts)
+        await node.start(origins={"hf_endpoint": hub.url})
+        await trees.until(lambda: controller.hellos)
+        want = node_pb2.FileWant(want_id="pul_1", source="hf:org/demo:Q8_0", formats=["gguf"])
+        await controller.want(nodes.desired(1, files=[want]))
+        done = await trees.until(lambda: (f := controller.file("pul_1")) and f.state == "done" and f, 20.0)
+        assert [(file.path, file.size_bytes) for file in done.version_files] == [
+            (path, len(data)) for path, data in sorted(parts.items())
+        ]
+        first = done.version_files[0]
+        assert first.source == f"hf:org/demo@{commit}:{first.path}#file={first.sha256}"
+        assert done.resolved_source == f"hf:org/demo@{commit}:{first.path}"
+        assert controller.file("").used_unix_s > 0
 
 
 async def test_a_replica_whose_file_is_bad_fails_and_says_why(node: Node, controller: Controller) -> None:

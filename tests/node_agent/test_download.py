@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.logs import Log
-from node_agent.files.download import Downloader, Remote, Watch
+from node_agent.files.download import Downloader
 from node_agent.files.http_get import Bounds, HttpGet, Token
 from node_agent.files.reach import Origin, Reach, origin_of
+from node_agent.files.transfer import Remote, Watch
 from tests.fakes import web
 from tests.fakes.web import Site, Thing
 from tests.node_agent import trees

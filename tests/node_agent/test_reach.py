@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.logs import Log
-from node_agent.files.download import Downloader, Remote, Watch
+from node_agent.files.download import Downloader
 from node_agent.files.http_get import HttpGet, is_spared
 from node_agent.files.reach import Origin, Reach, is_public, origin_of, origins_from_text
+from node_agent.files.transfer import Remote, Watch
 from tests.fakes import web
 from tests.node_agent.benches import QUICK, sha256
 

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import Failure
 from core.units import MIB
-from node_agent.files import wiring
+from node_agent.files import local, wiring
 from node_agent.files.origins import SourceOrigins
 from node_agent.files.room import RESERVE_BYTES, NoRoom, Room
 from node_agent.files.wants import FileOrder
@@ -153,6 +153,23 @@ async def test_pulls_count_on_each_others_needs_and_a_small_one_goes_ahead(tmp_p
             site.go_on.set()
             await it.until("done", "first")
             await it.until("done", "second")
+
+
+async def test_a_folder_of_which_only_a_part_fits_is_not_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"big-0000{number}-of-00002.gguf").write_bytes(wheels.gguf_bytes(padding=9_000 + number))
+    disk = Disk(10_000)
+    outside = wiring.Outside(free=disk.free, look_s=0.05, bounds=QUICK)
+    async with bench(tmp_path, outside=outside) as it:
+        if not local.needs_room(folder / "big-00001-of-00002.gguf", it.root):
+            pytest.skip("this file system shares blocks: a copy needs no room")
+        it.pulls.apply([FileOrder(source=f"file:{folder}", want_id="pul_1")])
+        await trees.until(lambda: "missing" in it.progress().message)
+        assert it.files() == []
+        disk.bytes += 10_000
+        await it.until("done")
 
 
 def test_what_one_promised_is_not_promised_to_another(tmp_path: Path) -> None:
