@@ -131,8 +131,8 @@ class LlamaCpp:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Versions that this release knows."""
-        return (self.default_version,)
+        """Versions that this release knows: those whose server takes every parameter that `program/serve.py` sets."""
+        return (self.default_version, "2026.9.11063")
 
     @property
     def runtimes(self) -> frozenset[Runtime]:

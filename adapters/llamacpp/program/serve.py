@@ -22,7 +22,10 @@ def _parameters(wanted: dict) -> "xllamacpp.CommonParams":
     parameters = xllamacpp.CommonParams()
     parameters.model.path = wanted["model_path"]
     parameters.model_alias = {wanted["served_name"]}
-    parameters.hostnames = [wanted["host"]]
+    if hasattr(parameters, "hostnames"):
+        parameters.hostnames = [wanted["host"]]
+    else:  # until 2026.9
+        parameters.hostname = wanted["host"]
     parameters.port = wanted["port"]
     parameters.api_keys = [wanted["api_key"]] if wanted["api_key"] else []
     parameters.n_parallel = wanted["slots"]
