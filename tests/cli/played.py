@@ -31,6 +31,7 @@ class PlayedCluster:
     def __init__(self) -> None:
         self.models: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}
         self.deployments: dict[str, Any] = {}
         self.stages: list[Any] = []
         self.replicas: list[Any] = []
@@ -210,6 +211,19 @@ class PlayedCluster:
             return 204, None
         self.aliases[rest[0]] = body["model"]
         return 200, self._alias(rest[0])
+
+    def _secrets(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        if method == "PUT":
+            self.secrets[rest[0]] = body["value"]
+        elif method == "DELETE":
+            if self.secrets.pop(rest[0], None) is None:
+                raise Refused(404, "secret.not_found", f"no secret '{rest[0]}'")
+            return 204, None
+        shown = [
+            {"name": name, "created_at": things.CREATED, "used_by": ["gpt"], "is_readable": True}
+            for name in self.secrets
+        ]
+        return 200, shown[-1] if rest else {"items": shown}
 
     def _alias(self, name: str) -> dict[str, Any]:
         model, _, number = self.aliases[name].partition("@v")
