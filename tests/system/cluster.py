@@ -46,10 +46,13 @@ class Running:
     data_dir: Path
     port: int
     clients: list[OpenAI] = field(default_factory=list)
+    path_first: str = ""  # a directory whose programs every part of the cluster finds first
 
     def environment(self) -> dict[str, str]:
         """The environment of every command: this cluster, and no terminal tricks."""
-        return {**os.environ, "SLICE_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", "HOME": str(self.data_dir.parent)}
+        own = {"SLICE_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", "HOME": str(self.data_dir.parent)}
+        path = os.pathsep.join(filter(None, (self.path_first, os.environ.get("PATH", ""))))
+        return {**os.environ, **own, "PATH": path}
 
     def slice(
         self, *arguments: str, check: bool = True, timeout_s: float = 180.0

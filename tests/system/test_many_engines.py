@@ -1,0 +1,161 @@
+"""One machine serves one model by many engines at once, all of it from the command line: the mission's first promise.
+
+Really spawned by the node agent: llama.cpp, vLLM and transformers; Ollama by its stand-in, which proves nothing about
+the real program. The environments are those that `make engines` builds; where they are not, the test says so and is
+skipped (`make engines-test` requires them).
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import openai
+import pytest
+
+from core.infra.processes import family
+from tests import engine_models, standins
+from tests.system.cluster import Running, a_cluster, kill
+from tests.waiting import until
+
+pytestmark = pytest.mark.system
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+ENGINES = {
+    "smollm2": "llamacpp",
+    "smollm2-vllm": "vllm",
+    "smollm2-transformers": "transformers",
+    "smollm2-ollama": "ollama",
+}
+OLD_LLAMACPP, NEW_LLAMACPP = "2026.9.11063", "2026.10.11549"
+
+
+def missing() -> list[str]:
+    """Return the engines whose environments `make engines` has not built."""
+    return [
+        name for name in engine_models.ENGINES if not list(engine_models.engines_dir().glob(f"{name}/*/bin/python"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A cluster whose node finds the engines installed and an `ollama` on PATH, with all four serving."""
+    if absent := missing():
+        pytest.skip(f"no environment of {', '.join(absent)}: run `make engines`")
+    python = next(engine_models.engines_dir().glob("llamacpp/*/bin/python"))
+    programs = standins.install(tmp_path_factory.mktemp("programs"), engine_python=str(python))
+    with a_cluster() as made:
+        running = replace(made, path_first=str(programs))
+        node = running.data_dir / "node"
+        node.mkdir(parents=True, mode=0o700)
+        running.data_dir.chmod(0o700)
+        (node / "engines").symlink_to(engine_models.engines_dir())
+        running.up()
+        running.slice("pull", "smollm2", "--source", f"file:{engine_models.smollm2_safetensors()}")
+        for name, version in (("vllm", "v2"), ("transformers", "v2"), ("ollama", "v1")):
+            settings = ("--set", "context=2048") if name == "vllm" else ()
+            running.slice("deploy", f"smollm2@{version}", "--engine", name, "--name", f"smollm2-{name}", *settings)
+        for name in ENGINES:
+            until(lambda name=name: states(running, name) == ["ready"], 300.0, f"{name} to serve")
+        yield running
+
+
+def states(running: Running, deployment: str) -> list[str]:
+    return [one["state"] for one in running.replicas(deployment)]
+
+
+def answer(running: Running, deployment: str) -> str:
+    reply = running.client().chat.completions.create(model=deployment, messages=QUESTION, max_tokens=8, temperature=0)
+    assert reply.model == deployment
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens <= 8
+    return reply.choices[0].message.content or ""
+
+
+def pid(running: Running, deployment: str) -> int:
+    (replica,) = running.replicas(deployment)
+    return int(replica["pid"])
+
+
+def test_four_engines_answer_for_the_same_model_at_once(cluster: Running) -> None:
+    assert all(answer(cluster, name) for name in ENGINES)
+    assert answer(cluster, "smollm2-vllm") == answer(cluster, "smollm2-transformers")  # the same weights, greedily
+    streams = [
+        cluster.client().chat.completions.create(
+            model=name, messages=QUESTION, max_tokens=6, stream=True, stream_options={"include_usage": True}
+        )
+        for name in ENGINES
+    ]
+    for stream in streams:
+        *_, last = list(stream)
+        assert last.usage is not None
+
+
+def test_ps_lists_each_with_its_engine(cluster: Running) -> None:
+    listed = {one["deployment"]: one["engine"] for one in cluster.json("ps")}
+    assert listed == ENGINES
+    table = cluster.slice("ps").stdout
+    assert all(engine in table for engine in ENGINES.values())
+
+
+def test_a_disabled_one_is_told_apart_from_an_unknown_one_and_comes_back(cluster: Running) -> None:
+    cluster.slice("disable", "smollm2-ollama")
+    until(lambda: states(cluster, "smollm2-ollama") == [], 60.0, "its replica to be gone")
+    with pytest.raises(openai.InternalServerError) as refused:
+        answer(cluster, "smollm2-ollama")
+    assert refused.value.status_code == 503
+    cluster.slice("disable", "smollm2-ollama", "--answer", "not_found")
+
+    def is_unknown() -> bool:
+        try:
+            answer(cluster, "smollm2-ollama")
+        except openai.NotFoundError:
+            return True
+        except openai.InternalServerError:
+            return False
+        return False
+
+    until(is_unknown, 10.0, "404")
+    assert answer(cluster, "smollm2")
+    cluster.slice("enable", "smollm2-ollama")
+    until(lambda: states(cluster, "smollm2-ollama") == ["ready"], 60.0, "it to serve again")
+    assert answer(cluster, "smollm2-ollama")
+
+
+@pytest.mark.parametrize("deployment", list(ENGINES))
+def test_a_killed_engine_leaves_nothing_and_is_started_again(cluster: Running, deployment: str) -> None:
+    before = pid(cluster, deployment)
+    tree = [mark.pid for mark in family(frozenset({before}))]
+    kill(before, signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{one}").exists() for one in tree), 20.0, "its tree to be gone")
+    until(lambda: states(cluster, deployment) == ["ready"] and pid(cluster, deployment) != before, 240.0, "a new one")
+    assert answer(cluster, deployment)
+
+
+def test_a_killed_node_agent_adopts_all_four(cluster: Running) -> None:
+    before = {name: pid(cluster, name) for name in ENGINES}
+    agent = cluster.part_pid("node_agent")
+    kill(agent, signal.SIGKILL)
+    assert all(answer(cluster, name) for name in ENGINES)
+    until(lambda: cluster.part_pid("node_agent") != agent, 20.0, "a new node agent")
+    until(lambda: cluster.admin("nodes")["items"][0]["state"] == "ready", 20.0, "the node")
+    until(lambda: all(states(cluster, name) == ["ready"] for name in ENGINES), 30.0, "all four")
+    assert {name: pid(cluster, name) for name in ENGINES} == before
+    for one in before.values():
+        os.kill(one, 0)
+
+
+def test_an_engine_goes_to_another_version_and_back_while_it_answers(cluster: Running) -> None:
+    def version() -> str:
+        (replica,) = [one for one in cluster.replicas("smollm2") if one["desired"] == "run"]
+        return str(replica["engine_version"]) if replica["state"] == "ready" else ""
+
+    cluster.slice("engine", "install", f"llamacpp@{OLD_LLAMACPP}", "--wait", timeout_s=300)
+    cluster.slice("engine", "upgrade", f"llamacpp@{OLD_LLAMACPP}", "--deployments", "all")
+    until(lambda: bool(answer(cluster, "smollm2")) and version() == OLD_LLAMACPP, 120.0, "the other version")
+    cluster.slice("engine", "rollback", "llamacpp")
+    until(lambda: bool(answer(cluster, "smollm2")) and version() == NEW_LLAMACPP, 120.0, "the first version")
+    cluster.slice("engine", "remove", f"llamacpp@{OLD_LLAMACPP}", "--wait", timeout_s=60)
+    listed = json.loads(cluster.slice("engine", "list", "-o", "json").stdout)
+    assert OLD_LLAMACPP not in json.dumps([one for one in listed if one.get("engine") == "llamacpp"])
