@@ -18,6 +18,7 @@ from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.leadership import Leadership
 from controller.ledger.service import Bell, Ledger
+from controller.manifest.service import Manifests
 from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
 from controller.reconcile.dispatch import Dispatch
@@ -78,6 +79,8 @@ def build(
     ledger = Ledger(database, bell)
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
+    aliases = Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups)
+    stages = Stages(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
     secrets = Secrets(database=database, vault=Vault(facts.secret_key), events=ledger, wakeups=wakeups, entropy=entropy)
     fleet = Fleet(
@@ -131,8 +134,16 @@ def build(
     return Parts(
         database=database,
         registry=registry,
-        aliases=Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups),
-        stages=Stages(database=database, registry=registry, events=ledger, wakeups=wakeups),
+        aliases=aliases,
+        stages=stages,
+        manifests=Manifests(
+            database=database,
+            registry=registry,
+            stages=stages,
+            aliases=aliases,
+            pulls=pulls,
+            deployments=deployments,
+        ),
         pulls=pulls,
         stores=stores,
         deployments=deployments,

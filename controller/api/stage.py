@@ -15,6 +15,7 @@ from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.ledger.service import Ledger
+from controller.manifest.service import Manifests
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
 from controller.registry.aliases import Aliases
@@ -39,6 +40,7 @@ class Parts:
     registry: Registry
     aliases: Aliases
     stages: Stages
+    manifests: Manifests
     pulls: Pulls
     stores: Stores
     deployments: Deployments
