@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller.api.stage import Parts, Stage
+from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.choosing import EngineVersions
 from controller.engines.service import EngineInstallations
@@ -18,7 +19,6 @@ from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.leadership import Leadership
 from controller.ledger.service import Bell, Ledger
-from controller.manifest.service import Manifests
 from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
 from controller.reconcile.dispatch import Dispatch
@@ -136,7 +136,7 @@ def build(
         registry=registry,
         aliases=aliases,
         stages=stages,
-        manifests=Manifests(
+        blueprints=Blueprints(
             database=database,
             registry=registry,
             stages=stages,

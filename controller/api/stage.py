@@ -9,13 +9,13 @@ from typing import Any
 import grpc
 
 from controller.api.seeing import Seen
+from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.ledger.service import Ledger
-from controller.manifest.service import Manifests
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
 from controller.registry.aliases import Aliases
@@ -40,7 +40,7 @@ class Parts:
     registry: Registry
     aliases: Aliases
     stages: Stages
-    manifests: Manifests
+    blueprints: Blueprints
     pulls: Pulls
     stores: Stores
     deployments: Deployments

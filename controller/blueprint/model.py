@@ -1,4 +1,4 @@
-"""A manifest: models, aliases and deployments of a cluster as one value, and what changes between two of them."""
+"""A blueprint: models, aliases and deployments of a cluster as one value, and what changes between two of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Deployment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Blueprint:
     """A whole file, or a whole cluster; a section that is None is not spoken of."""
 
     models: tuple[Model, ...] | None = None
@@ -79,7 +79,7 @@ class Action(StrEnum):
 
 
 class Kind(StrEnum):
-    """Kinds of things that a manifest holds."""
+    """Kinds of things that a blueprint holds."""
 
     MODEL = "model"
     VERSION = "version"
@@ -108,7 +108,7 @@ class FieldChange:
 class Change:
     """One thing to create, update or delete; `is_waiting` says that a version must be pulled before it can be done.
 
-    `wanted` is the thing as the manifest has it, with numbers of versions as the cluster counts them.
+    `wanted` is the thing as the blueprint has it, with numbers of versions as the cluster counts them.
     """
 
     action: Action

@@ -1,6 +1,6 @@
-"""From the text of a manifest to its values, every fault with its line: pure, and bounded for hostile text.
+"""From the text of a blueprint to its values, every fault with its line: pure, and bounded for hostile text.
 
-Comes in: YAML (JSON is YAML). Goes out: `Manifest`, or a `Failure` that names the line and the key that was meant. The
+Comes in: YAML (JSON is YAML). Goes out: `Blueprint`, or a `Failure` that names the line and the key that was meant. The
 text is walked as YAML nodes: nothing is constructed but plain scalars, aliases of YAML are refused (they can grow a
 small text without bound), and so is deep nesting.
 """
@@ -12,7 +12,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from controller.manifest.model import FORMAT, Alias, Deployment, Manifest, Model, Version
+from controller.blueprint.model import FORMAT, Alias, Blueprint, Deployment, Model, Version
 from core.errors import Failure
 from core.names import checked_name, did_you_mean, split_version
 from core.sources import parse_source
@@ -27,8 +27,8 @@ _BUILTIN = "builtin:"
 Thing = TypeVar("Thing")
 
 
-def manifest(text: str) -> Manifest:
-    """Return the manifest that `text` holds.
+def blueprint(text: str) -> Blueprint:
+    """Return the blueprint that `text` holds.
 
     Raises:
         Failure: `request.unknown_field`, `request.invalid_field`, `request.out_of_range`, `request.invalid_name`,
@@ -38,7 +38,7 @@ def manifest(text: str) -> Manifest:
     keys = _mapping(root, "the file", ("format", "models", "aliases", "deployments"))
     if "format" in keys and _number(keys["format"], "format", 1, 10**6) > FORMAT:
         raise _wrong(keys["format"], f"this file is of a newer form than {FORMAT}", "upgrade this cluster first")
-    return Manifest(
+    return Blueprint(
         models=_section(keys, "models", _model),
         aliases=_section(keys, "aliases", _alias),
         deployments=_section(keys, "deployments", _deployment),

@@ -1,4 +1,4 @@
-"""Exports a cluster as a manifest, and makes a cluster what a manifest says.
+"""Exports a cluster as a blueprint, and makes a cluster what a blueprint says.
 
 Comes in: text from the admin API. Goes out: text, or the changes that were made. All that can be done at once is done
 in one transaction through the services that own the things, so a bad file changes nothing; a rehearsal does the same
@@ -16,12 +16,12 @@ from adapters import checking
 from adapters import facts as model_facts
 from adapters import registry as engines
 from adapters.contract import ModelFacts
+from controller.blueprint import reading, writing
+from controller.blueprint.changes import changes
+from controller.blueprint.model import Action, Alias, Blueprint, Change, Deployment, Kind, Version, Way
 from controller.deployments.choosing import checked_capabilities, given_settings
 from controller.deployments.model import DeploymentChange, NewDeployment
 from controller.deployments.service import Deployments
-from controller.manifest import reading, writing
-from controller.manifest.changes import changes
-from controller.manifest.model import Action, Alias, Change, Deployment, Kind, Manifest, Version, Way
 from controller.registry.aliases import Aliases
 from controller.registry.catalog import CATALOG
 from controller.registry.model import CatalogueOfModels, Pull
@@ -52,7 +52,7 @@ class _Cluster:
     """The cluster as one transaction sees it."""
 
     every: CatalogueOfModels
-    manifest: Manifest
+    blueprint: Blueprint
     facts: dict[str, ModelFacts]
 
     def facts_of(self, model: str, number: int | None) -> ModelFacts | None:
@@ -64,7 +64,7 @@ class _Cluster:
         return None
 
 
-class Manifests:
+class Blueprints:
     """Reads and writes whole clusters; it owns nothing and asks the owners."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Manifests:
             Failure: `storage.unavailable`.
         """
         async with self._database.snapshot() as connection:
-            return writing.text((await self._read(connection)).manifest)
+            return writing.text((await self._read(connection)).blueprint)
 
     async def apply(self, text: str, *, prune: bool = False, is_rehearsal: bool = False) -> Applied:
         """Make the cluster what `text` says, as far as it goes without a pull, and begin the pulls that are missing.
@@ -99,13 +99,13 @@ class Manifests:
         Raises:
             Failure: whatever is wrong with the file or with one of its things, with its line; then nothing was changed.
         """
-        wanted = await asyncio.to_thread(reading.manifest, text)
+        wanted = await asyncio.to_thread(reading.blueprint, text)
         done: list[Change] = []
         waiting: tuple[Change, ...] = ()
         async with self._database.transaction() as connection, connection.transaction() as inner:
             for _ in range(_ROUNDS):
                 there = await self._read(connection)
-                plan = changes(_normal(wanted, there), there.manifest, prune=prune)
+                plan = changes(_normal(wanted, there), there.blueprint, prune=prune)
                 waiting = tuple(change for change in plan if change.is_waiting)
                 now = [change for change in plan if not change.is_waiting]
                 for change in now:
@@ -122,7 +122,7 @@ class Manifests:
         every = await self._registry.everything(connection)
         facts = {row.version_id: model_facts.facts_from_json(json.dumps(row.facts)) for row in every.versions}
         rows = await self._deployments.deployments(connection)
-        return _Cluster(every=every, manifest=writing.current(every, rows, facts), facts=facts)
+        return _Cluster(every=every, blueprint=writing.current(every, rows, facts), facts=facts)
 
     async def _begun(self, waiting: tuple[Change, ...]) -> tuple[Pull, ...]:
         pulls = []
@@ -220,11 +220,11 @@ def pinned(version: Version) -> str:
     return f"{version.source}#file={digest}"
 
 
-def _normal(wanted: Manifest, there: _Cluster) -> Manifest:
+def _normal(wanted: Blueprint, there: _Cluster) -> Blueprint:
     """Return `wanted` with its settings checked, and without those that are the defaults anyway."""
     if wanted.deployments is None:
         return wanted
-    known = {one.name: one for one in there.manifest.deployments or ()}
+    known = {one.name: one for one in there.blueprint.deployments or ()}
     return dataclasses.replace(
         wanted, deployments=tuple(_checked(one, known.get(one.name), there) for one in wanted.deployments)
     )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from controller.api import views
 from controller.api.stage import Stage
-from controller.manifest.model import Change
+from controller.blueprint.model import Change
 from core.errors import Failure
 
 MEDIA_TYPE = "application/yaml"
@@ -19,7 +19,7 @@ def router(stage: Stage) -> APIRouter:
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}}})
     async def export() -> Response:
-        return Response(await stage.parts().manifests.exported(), media_type=MEDIA_TYPE)
+        return Response(await stage.parts().blueprints.exported(), media_type=MEDIA_TYPE)
 
     @routes.post("/apply")
     async def apply(request: Request, *, dry_run: bool = False, prune: bool = False) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def router(stage: Stage) -> APIRouter:
             text = (await request.body()).decode()
         except UnicodeDecodeError as error:
             raise Failure("request.invalid_field", "the file is no UTF-8") from error
-        applied = await parts.manifests.apply(text, prune=prune, is_rehearsal=dry_run)
+        applied = await parts.blueprints.apply(text, prune=prune, is_rehearsal=dry_run)
         seen = await parts.seen()
         word = "planned" if dry_run else "done"
         return {

@@ -1,4 +1,4 @@
-"""From a cluster's rows to its manifest, and from a manifest to the text of a file: pure, and in a stable order."""
+"""From a cluster's rows to its blueprint, and from a blueprint to the text of a file: pure, and in a stable order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import yaml
 
 from adapters import registry
 from adapters.contract import ModelFacts
+from controller.blueprint.model import FORMAT, Alias, Blueprint, Deployment, Model, Version
 from controller.deployments.choosing import given_settings
 from controller.deployments.model import Deployment as DeploymentRow
-from controller.manifest.model import FORMAT, Alias, Deployment, Manifest, Model, Version
 from controller.registry.model import CatalogueOfModels
 from core.names import version_text
 from core.states import DisabledAnswer, Stage
@@ -25,13 +25,13 @@ _HEAD = """\
 
 def current(
     every: CatalogueOfModels, deployments: Sequence[DeploymentRow], facts: Mapping[str, ModelFacts]
-) -> Manifest:
-    """Return the manifest of a cluster; `facts` are those of each version by its id."""
+) -> Blueprint:
+    """Return the blueprint of a cluster; `facts` are those of each version by its id."""
     versions: dict[str, list[Version]] = {}
     for row in every.versions:
         version = Version(number=row.number, source=row.source, digest=row.digest, stage=Stage(row.stage))
         versions.setdefault(row.model_id, []).append(version)
-    return Manifest(
+    return Blueprint(
         models=tuple(
             Model(name=row.name, versions=tuple(sorted(versions.get(row.model_id, []), key=lambda one: one.number)))
             for row in sorted(every.models, key=lambda one: one.name)
@@ -63,17 +63,17 @@ def _deployment(row: DeploymentRow, facts: ModelFacts | None) -> Deployment:
     )
 
 
-def text(manifest: Manifest) -> str:
-    """Return the text of a file that `controller.manifest.reading` reads back as the same manifest."""
+def text(blueprint: Blueprint) -> str:
+    """Return the text of a file that `controller.blueprint.reading` reads back as the same blueprint."""
     whole: dict[str, Any] = {"format": FORMAT}
-    if manifest.models is not None:
-        whole["models"] = [_model(model) for model in manifest.models if model.versions]
-    if manifest.aliases is not None:
+    if blueprint.models is not None:
+        whole["models"] = [_model(model) for model in blueprint.models if model.versions]
+    if blueprint.aliases is not None:
         whole["aliases"] = [
-            {"name": alias.name, "model": version_text(alias.model, alias.number)} for alias in manifest.aliases
+            {"name": alias.name, "model": version_text(alias.model, alias.number)} for alias in blueprint.aliases
         ]
-    if manifest.deployments is not None:
-        whole["deployments"] = [_deployed(deployment) for deployment in manifest.deployments]
+    if blueprint.deployments is not None:
+        whole["deployments"] = [_deployed(deployment) for deployment in blueprint.deployments]
     return _HEAD + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=10_000)
 
 

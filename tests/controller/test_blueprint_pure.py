@@ -1,4 +1,4 @@
-"""Manifests without a database: what a file says, what is wrong with one and where, and what has to change."""
+"""Blueprints without a database: what a file says, what is wrong with one and where, and what has to change."""
 
 import contextlib
 import dataclasses
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.manifest import reading, writing
-from controller.manifest.changes import changes
-from controller.manifest.model import Action, Alias, Deployment, Kind, Manifest, Model, Version, Way
-from controller.manifest.service import pinned
+from controller.blueprint import reading, writing
+from controller.blueprint.changes import changes
+from controller.blueprint.model import Action, Alias, Blueprint, Deployment, Kind, Model, Version, Way
+from controller.blueprint.service import pinned
 from core.errors import Failure
 from core.states import Stage
 
@@ -45,7 +45,7 @@ deployments:
 
 
 def test_a_file_is_read_as_it_stands() -> None:
-    assert reading.manifest(WHOLE) == Manifest(
+    assert reading.blueprint(WHOLE) == Blueprint(
         models=(
             Model(
                 name="m",
@@ -128,14 +128,14 @@ def test_a_file_is_read_as_it_stands() -> None:
 )
 def test_a_fault_is_told_with_its_line(text: str, code: str, message: str) -> None:
     with pytest.raises(Failure) as caught:
-        reading.manifest(text)
+        reading.blueprint(text)
     assert (caught.value.code, caught.value.message[: len(message)]) == (code, message)
 
 
 @given(st.text(max_size=300) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
 def test_no_text_is_more_than_a_fault(text: str) -> None:
     with contextlib.suppress(Failure):
-        reading.manifest(text)
+        reading.blueprint(text)
 
 
 NAMES = st.sampled_from(["a", "b", "c-d", "e.f"])
@@ -143,7 +143,7 @@ DIGESTS = st.integers(1, 6).map(lambda number: f"sha256:{number:064x}")
 
 
 @st.composite
-def manifests(draw: st.DrawFn) -> Manifest:
+def blueprints(draw: st.DrawFn) -> Blueprint:
     models = []
     for name in draw(st.lists(NAMES, unique=True, min_size=1)):
         digests = draw(st.lists(DIGESTS, unique=True, min_size=1, max_size=3))
@@ -179,43 +179,45 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 disabled_answer=draw(st.sampled_from(["not_found", "unavailable"])),
             )
         )
-    return Manifest(models=tuple(models), aliases=tuple(aliases), deployments=tuple(deployments))
+    return Blueprint(models=tuple(models), aliases=tuple(aliases), deployments=tuple(deployments))
 
 
-@given(manifests())
-def test_what_is_written_is_read_back_the_same(manifest: Manifest) -> None:
-    assert reading.manifest(writing.text(manifest)) == manifest
-    assert writing.text(manifest) == writing.text(reading.manifest(writing.text(manifest)))
+@given(blueprints())
+def test_what_is_written_is_read_back_the_same(blueprint: Blueprint) -> None:
+    assert reading.blueprint(writing.text(blueprint)) == blueprint
+    assert writing.text(blueprint) == writing.text(reading.blueprint(writing.text(blueprint)))
 
 
-@given(manifests(), st.booleans())
-def test_a_cluster_that_is_so_already_needs_no_change(manifest: Manifest, prune: bool) -> None:
-    assert changes(manifest, manifest, prune=prune) == ()
+@given(blueprints(), st.booleans())
+def test_a_cluster_that_is_so_already_needs_no_change(blueprint: Blueprint, prune: bool) -> None:
+    assert changes(blueprint, blueprint, prune=prune) == ()
 
 
-@given(manifests(), manifests())
-def test_every_change_names_what_differs_and_nothing_is_deleted_without_prune(wanted: Manifest, now: Manifest) -> None:
+@given(blueprints(), blueprints())
+def test_every_change_names_what_differs_and_nothing_is_deleted_without_prune(
+    wanted: Blueprint, now: Blueprint
+) -> None:
     for change in changes(wanted, now):
         assert change.action is not Action.DELETE
         assert change.fields
         assert all(one.before != one.after or type(one.before) is not type(one.after) for one in change.fields)
 
 
-@given(manifests(), manifests())
-def test_prune_waits_until_nothing_waits_for_a_pull(wanted: Manifest, now: Manifest) -> None:
+@given(blueprints(), blueprints())
+def test_prune_waits_until_nothing_waits_for_a_pull(wanted: Blueprint, now: Blueprint) -> None:
     found = changes(wanted, now, prune=True)
     assert not (any(one.is_waiting for one in found) and any(one.action is Action.DELETE for one in found))
 
 
-@given(manifests())
-def test_an_empty_section_prunes_all_of_its_kind_and_an_absent_one_none(now: Manifest) -> None:
-    gone = changes(Manifest(deployments=()), now, prune=True)
+@given(blueprints())
+def test_an_empty_section_prunes_all_of_its_kind_and_an_absent_one_none(now: Blueprint) -> None:
+    gone = changes(Blueprint(deployments=()), now, prune=True)
     assert {one.name for one in gone} == {one.name for one in now.deployments or ()}
     assert all((one.action, one.kind) == (Action.DELETE, Kind.DEPLOYMENT) for one in gone)
-    assert changes(Manifest(), now, prune=True) == ()
+    assert changes(Blueprint(), now, prune=True) == ()
 
 
-HERE = Manifest(
+HERE = Blueprint(
     models=(
         Model(
             name="m",
@@ -230,21 +232,21 @@ HERE = Manifest(
 )
 
 
-def only(wanted: Manifest, here: Manifest = HERE, **more: Any) -> Any:
+def only(wanted: Blueprint, here: Blueprint = HERE, **more: Any) -> Any:
     (found,) = changes(wanted, here, **more)
     return found
 
 
 def test_a_version_is_known_by_its_content_whatever_its_number_is_elsewhere() -> None:
     listed = (Model(name="m", versions=(Version(number=1, source="x", digest=OTHER),)),)
-    wanted = Manifest(models=listed, deployments=(Deployment(name="m", model="m", number=1),))
+    wanted = Blueprint(models=listed, deployments=(Deployment(name="m", model="m", number=1),))
     change = only(wanted)
     assert [(one.name, one.before, one.after) for one in change.fields] == [("version", 3, 4)]
 
 
 def test_content_that_is_here_under_another_name_is_no_pull() -> None:
     def way(**fields: Any) -> tuple[Way | None, bool]:
-        change = only(Manifest(models=(Model(name="n", versions=(Version(number=1, **fields),)),)))
+        change = only(Blueprint(models=(Model(name="n", versions=(Version(number=1, **fields),)),)))
         return change.way, change.is_waiting
 
     assert way(source="file:/a.gguf", digest=DIGEST) == (Way.COPY, False)
@@ -254,7 +256,7 @@ def test_content_that_is_here_under_another_name_is_no_pull() -> None:
 
 def test_what_needs_a_missing_version_waits() -> None:
     listed = (Model(name="n", versions=(Version(number=1, source="file:/c.gguf"),)),)
-    wanted = Manifest(
+    wanted = Blueprint(
         models=listed,
         aliases=(Alias(name="new", model="n", number=1), Alias(name="chat", model="m", number=4)),
         deployments=(Deployment(name="n", model="n"),),
@@ -272,7 +274,7 @@ def test_settings_are_compared_one_by_one() -> None:
         HERE,
         deployments=(Deployment(name="m", model="m", number=3, settings={"context": 1, "old": True, "same": 2}),),
     )
-    wanted = Manifest(deployments=(Deployment(name="m", model="m", settings={"context": 2, "new": 1, "same": 2}),))
+    wanted = Blueprint(deployments=(Deployment(name="m", model="m", settings={"context": 2, "new": 1, "same": 2}),))
     assert [(one.name, one.before, one.after) for one in only(wanted, here).fields] == [
         ("settings.context", 1, 2),
         ("settings.new", None, 1),
@@ -283,11 +285,11 @@ def test_settings_are_compared_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("wanted", "code"),
     [
-        (Manifest(deployments=(Deployment(name="x", model="mm", line=7),)), "registry.model_not_found"),
-        (Manifest(deployments=(Deployment(name="x", model="m", number=9, line=7),)), "registry.version_not_found"),
-        (Manifest(aliases=(Alias(name="x", model="m", number=9, line=7),)), "registry.version_not_found"),
+        (Blueprint(deployments=(Deployment(name="x", model="mm", line=7),)), "registry.model_not_found"),
+        (Blueprint(deployments=(Deployment(name="x", model="m", number=9, line=7),)), "registry.version_not_found"),
+        (Blueprint(aliases=(Alias(name="x", model="m", number=9, line=7),)), "registry.version_not_found"),
         (
-            Manifest(
+            Blueprint(
                 models=(Model(name="m", versions=(Version(number=1, source="x", digest=DIGEST),)),),
                 aliases=(Alias(name="x", model="m", number=3, line=7),),
             ),
@@ -295,7 +297,7 @@ def test_settings_are_compared_one_by_one() -> None:
         ),
     ],
 )
-def test_what_is_neither_in_the_file_nor_here_is_refused_with_its_line(wanted: Manifest, code: str) -> None:
+def test_what_is_neither_in_the_file_nor_here_is_refused_with_its_line(wanted: Blueprint, code: str) -> None:
     with pytest.raises(Failure) as caught:
         changes(wanted, HERE)
     assert caught.value.code == code

@@ -1,7 +1,7 @@
-"""What has to change so that a cluster becomes what a manifest says: pure.
+"""What has to change so that a cluster becomes what a blueprint says: pure.
 
-Comes in: the manifest that is wanted and the one that the cluster is now, both with settings that differ from defaults
-alone. Goes out: changes in the order in which they can be made. Called by `controller.manifest.service`, again after
+Comes in: the blueprint that is wanted and the one that the cluster is now, both with settings that differ from defaults
+alone. Goes out: changes in the order in which they can be made. Called by `controller.blueprint.service`, again after
 each round: a change that is made may let the next one be made.
 """
 
@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from controller.manifest.model import (
+from controller.blueprint.model import (
     Action,
     Alias,
+    Blueprint,
     Change,
     Deployment,
     FieldChange,
     Kind,
-    Manifest,
     Model,
     Version,
     Way,
@@ -36,10 +36,9 @@ _FIELDS = (
     "is_enabled",
     "disabled_answer",
 )
-_ALWAYS_SHOWN = frozenset({"model", "replicas"})
 
 
-def changes(wanted: Manifest, current: Manifest, *, prune: bool = False) -> tuple[Change, ...]:
+def changes(wanted: Blueprint, current: Blueprint, *, prune: bool = False) -> tuple[Change, ...]:
     """Return what has to change, in order: versions, stages, deployments, aliases, then what goes.
 
     With `prune` what a section of `wanted` does not name is deleted, once nothing waits for a pull any more; a section
@@ -66,7 +65,7 @@ def changes(wanted: Manifest, current: Manifest, *, prune: bool = False) -> tupl
 class _Here:
     """The cluster as it is, by name."""
 
-    def __init__(self, current: Manifest) -> None:
+    def __init__(self, current: Blueprint) -> None:
         self.models = {model.name: model for model in current.models or ()}
         self.aliases = {alias.name: alias for alias in current.aliases or ()}
         self.deployments = {deployment.name: deployment for deployment in current.deployments or ()}
@@ -84,7 +83,7 @@ class _Here:
 class _Numbers:
     """From the numbers of versions in a file to those of the cluster."""
 
-    def __init__(self, wanted: Manifest, here: _Here) -> None:
+    def __init__(self, wanted: Blueprint, here: _Here) -> None:
         self._wanted = {model.name: model for model in wanted.models or ()}
         self._here = here
 
@@ -229,7 +228,7 @@ def _of_alias(wanted: Alias, here: _Here, numbers: _Numbers) -> list[Change]:
     ]
 
 
-def _pruned(wanted: Manifest, here: _Here) -> list[Change]:
+def _pruned(wanted: Blueprint, here: _Here) -> list[Change]:
     gone = [
         *_unnamed(Kind.ALIAS, wanted.aliases, here.aliases),
         *_unnamed(Kind.DEPLOYMENT, wanted.deployments, here.deployments),
