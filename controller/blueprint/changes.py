@@ -104,11 +104,11 @@ class _Numbers:
             )
         if number is None:
             return None, bool(there and there.versions)
-        if listed is not None:
+        by_number = next((one for one in there.versions if one.number == number), None) if there else None
+        meant = found = by_number
+        if listed is not None and not (by_number and by_number.is_adopted):
             meant = next((version for version in listed.versions if version.number == number), None)
             found = None if meant is None else self._here.version(model, meant)
-        else:
-            meant = found = next((one for one in there.versions if one.number == number), None) if there else None
         if meant is None:
             where = "this file" if listed is not None else "the cluster"
             raise Failure(
@@ -244,9 +244,10 @@ def _pruned(wanted: Blueprint, here: _Here) -> list[Change]:
                 number=version.number,
             )
             for version in (here.models[model.name].versions if model.name in here.models else ())
-            if version.number not in kept
+            if version.number not in kept and not version.is_adopted
         ]
-    return [*gone, *_unnamed(Kind.MODEL, wanted.models, here.models)]
+    own = {name: one for name, one in here.models.items() if not any(version.is_adopted for version in one.versions)}
+    return [*gone, *_unnamed(Kind.MODEL, wanted.models, own)]
 
 
 def _unnamed(

@@ -7,6 +7,7 @@ from typing import Any
 
 from core.states import DisabledAnswer, Stage
 
+_ADOPTED = "adopted:"
 FORMAT = 1
 """Number of the file's form; a file with a higher one was written by a newer release."""
 
@@ -20,6 +21,11 @@ class Version:
     digest: str = ""
     stage: Stage | None = None
     line: int = field(default=0, compare=False)
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether it is an adopted engine's own: it comes and goes with that engine, and no file speaks of it."""
+        return self.source.startswith(_ADOPTED)
 
 
 @dataclass(frozen=True, kw_only=True)

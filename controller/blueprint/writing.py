@@ -54,7 +54,8 @@ def _deployment(row: DeploymentRow, facts: ModelFacts | None) -> Deployment:
         model=row.model,
         number=row.version,
         engine=row.engine,
-        engine_version=row.engine_version,
+        # "" is a program's newest version on its node: nothing that a file could pin.
+        engine_version=row.engine_version or None,
         replicas=row.replicas,
         settings=given_settings(registry.adapter(row.engine), row.settings, facts),
         requires=tuple(sorted(row.requires)),
@@ -67,7 +68,8 @@ def text(blueprint: Blueprint) -> str:
     """Return the text of a file that `controller.blueprint.reading` reads back as the same blueprint."""
     whole: dict[str, Any] = {"format": FORMAT}
     if blueprint.models is not None:
-        whole["models"] = [_model(model) for model in blueprint.models if model.versions]
+        models = [_model(model) for model in blueprint.models]
+        whole["models"] = [model for model in models if model["versions"]]
     if blueprint.aliases is not None:
         whole["aliases"] = [
             {"name": alias.name, "model": version_text(alias.model, alias.number)} for alias in blueprint.aliases
@@ -80,6 +82,8 @@ def text(blueprint: Blueprint) -> str:
 def _model(model: Model) -> dict[str, Any]:
     versions = []
     for version in model.versions:
+        if version.is_adopted:
+            continue
         shown: dict[str, Any] = {"number": version.number, "source": version.source}
         if version.digest:
             shown["digest"] = version.digest

@@ -282,6 +282,23 @@ def test_settings_are_compared_one_by_one() -> None:
     ]
 
 
+def test_what_an_adopted_engine_brought_is_in_no_file_and_never_pruned() -> None:
+    adopted = Version(number=7, source="adopted:box/llama3:8b", digest="builtin:x", stage=Stage.CANDIDATE)
+    models = (
+        Model(name="llama3", versions=(adopted,)),
+        Model(name="m", versions=(Version(number=1, source="file:/a.gguf", digest=DIGEST), adopted)),
+    )
+    here = Blueprint(
+        models=models,
+        aliases=(Alias(name="chat", model="llama3"), Alias(name="old", model="m", number=7)),
+        deployments=(Deployment(name="llama3", model="llama3", number=7, engine="ollama"),),
+    )
+    text = writing.text(here)
+    assert "adopted" not in text
+    assert changes(reading.blueprint(text), here, prune=True) == ()
+    assert changes(Blueprint(models=()), Blueprint(models=models[:1]), prune=True) == ()
+
+
 @pytest.mark.parametrize(
     ("wanted", "code"),
     [
