@@ -50,8 +50,7 @@ def changes(wanted: Blueprint, current: Blueprint, *, prune: bool = False) -> tu
     here = _Here(current)
     found: list[Change] = []
     for model in wanted.models or ():
-        for version in model.versions:
-            found += _of_version(model, version, here)
+        found += _in_order([change for version in model.versions for change in _of_version(model, version, here)])
     numbers = _Numbers(wanted, here)
     for deployment in wanted.deployments or ():
         found += _of_deployment(deployment, here, numbers)
@@ -60,6 +59,17 @@ def changes(wanted: Blueprint, current: Blueprint, *, prune: bool = False) -> tu
     if prune and not any(change.is_waiting for change in found):
         found += _pruned(wanted, here)
     return tuple(found)
+
+
+def _in_order(changes: list[Change]) -> list[Change]:
+    """Return the changes of one model's versions: none is made before an earlier one, so that numbers stay in order."""
+    is_waiting = False
+    ordered = []
+    for change in changes:
+        is_waiting = is_waiting or change.is_waiting
+        is_new = change.action is Action.CREATE
+        ordered.append(dataclasses.replace(change, is_waiting=is_waiting) if is_new else change)
+    return ordered
 
 
 class _Here:

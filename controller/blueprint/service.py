@@ -125,11 +125,12 @@ class Blueprints:
         return _Cluster(every=every, blueprint=writing.current(every, rows, facts), facts=facts)
 
     async def _begun(self, waiting: tuple[Change, ...]) -> tuple[Pull, ...]:
-        pulls = []
+        """Begin to pull the first missing version of each model: numbers are given in the order of arrival."""
+        pulls: dict[str, Pull] = {}
         for change in waiting:
-            if isinstance(change.wanted, Version):
-                pulls.append(await self._pulls.begin(change.model, pinned(change.wanted)))
-        return tuple(pulls)
+            if isinstance(change.wanted, Version) and change.model not in pulls:
+                pulls[change.model] = await self._pulls.begin(change.model, pinned(change.wanted))
+        return tuple(pulls.values())
 
     async def _make(self, connection: postgres.Connection, change: Change, there: _Cluster) -> None:
         try:

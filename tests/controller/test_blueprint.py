@@ -81,16 +81,16 @@ async def test_an_export_makes_an_empty_cluster_the_same_after_its_pulls(cluster
         assert (await cluster.get("models"))["items"] == [], "a rehearsal changes nothing"
         status, answer = await apply(cluster, text)
         assert status == 200
-        assert [pull["source"] for pull in answer["pulls"]] == [source(1), source(2)]
-        for number, pull in enumerate(answer["pulls"], start=1):
-            await node.finish_pull(pull["id"], f"{number:064x}")
+        for number in (1, 2):
+            assert [pull["source"] for pull in answer["pulls"]] == [source(number)], "one after another, in order"
+            await node.finish_pull(answer["pulls"][0]["id"], f"{number:064x}")
 
-        async def is_pulled() -> bool:
-            models = {one["name"]: len(one["versions"]) for one in (await cluster.get("models"))["items"]}
-            return models == {"fake": 1, "m": 2}
+            async def is_pulled(count: int = number) -> bool:
+                models = {one["name"]: len(one["versions"]) for one in (await cluster.get("models"))["items"]}
+                return models == {"fake": 1, "m": count}
 
-        await until_async(is_pulled)
-        status, answer = await apply(cluster, text)
+            await until_async(is_pulled)
+            status, answer = await apply(cluster, text)
         assert (status, answer["is_complete"], answer["pulls"]) == (200, True, [])
         assert await exported(cluster) == text
         history = (await cluster.get("models/m/versions/2/stages"))["items"]

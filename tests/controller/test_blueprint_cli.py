@@ -75,9 +75,9 @@ async def test_a_cluster_is_exported_emptied_and_made_again(cluster: Cluster, sl
         assert "+ version m@v1  (to be pulled)" in planned
         assert "+ deployment second  (after its pull)" in planned
         applying = asyncio.ensure_future(slice_("apply", "-f", str(file)))
-        told = await node.until_told(lambda told: len(told.files) == 2)
-        for want in told.files:
-            await node.finish_pull(want.want_id, want.sha256)
+        for number in (1, 2):
+            told = await node.until_told(lambda told, file=f"{number:064x}": [w.sha256 for w in told.files] == [file])
+            await node.finish_pull(told.files[0].want_id, told.files[0].sha256)
         await applying
         assert await slice_("export") == file.read_text()
         assert await slice_("diff", "-f", str(file), "--prune", "--exit-code") == ""

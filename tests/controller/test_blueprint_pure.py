@@ -254,6 +254,15 @@ def test_content_that_is_here_under_another_name_is_no_pull() -> None:
     assert way(source="file:/c.gguf") == (Way.PULL, True)
 
 
+def test_a_version_is_not_made_before_an_earlier_one_that_waits() -> None:
+    listed = (
+        Version(number=1, source="file:/c.gguf"),
+        Version(number=2, source="file:/a.gguf", digest=DIGEST),
+    )
+    found = changes(Blueprint(models=(Model(name="n", versions=listed),)), HERE)
+    assert [(change.way, change.is_waiting) for change in found] == [(Way.PULL, True), (Way.COPY, True)]
+
+
 def test_what_needs_a_missing_version_waits() -> None:
     listed = (Model(name="n", versions=(Version(number=1, source="file:/c.gguf"),)),)
     wanted = Blueprint(
