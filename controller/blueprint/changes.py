@@ -35,6 +35,10 @@ _FIELDS = (
     "requires",
     "is_enabled",
     "disabled_answer",
+    "runtime",
+    "image",
+    "node",
+    "secret",
 )
 
 

@@ -51,7 +51,8 @@ class Alias:
 class Deployment:
     """One deployment; None leaves what is there, or chooses as a new deployment without it would.
 
-    `settings` are those that differ from the engine's defaults: one that is absent has its default.
+    `settings` are those that differ from the engine's defaults: one that is absent has its default. `secret` is a name,
+    never a value: a file holds no secret.
     """
 
     name: str
@@ -64,6 +65,10 @@ class Deployment:
     requires: tuple[str, ...] = ()
     is_enabled: bool = True
     disabled_answer: str = DisabledAnswer.UNAVAILABLE.value
+    runtime: str | None = None
+    image: str | None = None
+    node: str | None = None
+    secret: str | None = None
     line: int = field(default=0, compare=False)
 
 

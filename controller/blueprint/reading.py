@@ -12,6 +12,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from adapters.contract import Runtime
 from controller.blueprint.model import FORMAT, Alias, Blueprint, Deployment, Model, Version
 from core.errors import Failure
 from core.names import checked_name, did_you_mean, split_version
@@ -120,6 +121,10 @@ _DEPLOYMENT = (
     "requires",
     "is_enabled",
     "disabled_answer",
+    "runtime",
+    "image",
+    "node",
+    "secret",
 )
 
 
@@ -127,7 +132,7 @@ def _deployment(node: Node) -> Deployment:
     keys = _mapping(node, "a deployment", _DEPLOYMENT, needed=("name", "model"))
     model, number = _with_line(keys["model"], lambda: split_version(_text(keys["model"], "model")))
     given: dict[str, Any] = {}
-    for name in ("engine", "engine_version"):
+    for name in ("engine", "engine_version", "image", "node", "secret"):
         if name in keys:
             given[name] = _text(keys[name], name)
     if "replicas" in keys:
@@ -138,6 +143,8 @@ def _deployment(node: Node) -> Deployment:
         given["requires"] = tuple(_text(one, "requires") for one in _sequence(keys["requires"], "requires"))
     if "is_enabled" in keys:
         given["is_enabled"] = _scalar(keys["is_enabled"], "is_enabled", "bool")
+    if "runtime" in keys:
+        given["runtime"] = _choice(keys["runtime"], "runtime", tuple(Runtime))
     if "disabled_answer" in keys:
         given["disabled_answer"] = _choice(keys["disabled_answer"], "disabled_answer", tuple(DisabledAnswer))
     return Deployment(name=_name(keys["name"], "deployment"), model=model, number=number, line=_line(node), **given)

@@ -23,7 +23,7 @@ from controller.deployments.choosing import checked_capabilities, given_settings
 from controller.deployments.model import DeploymentChange, NewDeployment
 from controller.deployments.service import Deployments
 from controller.registry.aliases import Aliases
-from controller.registry.catalog import CATALOG
+from controller.registry.catalog import CATALOG, remote_entry
 from controller.registry.model import CatalogueOfModels, Pull
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
@@ -35,6 +35,8 @@ from core.states import Stage, stage_path
 
 _ROUNDS = 5
 """Each round makes all that can be made; what it makes possible is made in the next. Two are enough today."""
+_FIXED = frozenset({"model", "engine", "runtime", "image", "node", "secret"})
+"""Fields in which a deployment that exists cannot be changed."""
 _REASON = "applied from a file"
 
 
@@ -161,7 +163,8 @@ class Blueprints:
             source = next(row for row in there.every.versions if row.digest == wanted.digest)
             await self._registry.register_again(connection, change.model, source)
         elif change.way is Way.BUILTIN:
-            entry = next((one for one in CATALOG.values() if one.source == wanted.source), None)
+            entries = (*CATALOG.values(), remote_entry(change.model))
+            entry = next((one for one in entries if one.source == wanted.source), None)
             if entry is None:
                 raise Failure("source.not_found", f"this release has no {wanted.source!r}", hint="`slice catalog`")
             await self._registry.check_free(connection, change.model)
@@ -185,12 +188,16 @@ class Blueprints:
                     requires=wanted.requires,
                     is_enabled=wanted.is_enabled,
                     disabled_answer=wanted.disabled_answer,
+                    runtime=wanted.runtime,
+                    image=wanted.image or "",
+                    node_name=wanted.node or "",
+                    secret_name=wanted.secret or "",
                 ),
                 connection=connection,
             )
             return
         fields = {field.name: field.after for field in change.fields}
-        fixed = sorted({"model", "engine"} & fields.keys())
+        fixed = sorted(_FIXED & fields.keys())
         if fixed:
             raise Failure(
                 "deployment.name_taken",

@@ -6,11 +6,13 @@ from typing import Any
 import yaml
 
 from adapters import registry
-from adapters.contract import ModelFacts
+from adapters.contract import ModelFacts, Runtime
 from controller.blueprint.model import FORMAT, Alias, Blueprint, Deployment, Model, Version
+from controller.deployments.adopted import PLACED
 from controller.deployments.choosing import given_settings
 from controller.deployments.model import Deployment as DeploymentRow
 from controller.registry.model import CatalogueOfModels
+from controller.registry.places import is_adopted
 from core.names import version_text
 from core.states import DisabledAnswer, Stage
 
@@ -27,6 +29,7 @@ def current(
     every: CatalogueOfModels, deployments: Sequence[DeploymentRow], facts: Mapping[str, ModelFacts]
 ) -> Blueprint:
     """Return the blueprint of a cluster; `facts` are those of each version by its id."""
+    adopted = {row.version_id for row in every.versions if is_adopted(row)}
     versions: dict[str, list[Version]] = {}
     for row in every.versions:
         version = Version(number=row.number, source=row.source, digest=row.digest, stage=Stage(row.stage))
@@ -41,14 +44,15 @@ def current(
             for row in sorted(every.aliases, key=lambda one: one.name)
         ),
         deployments=tuple(
-            _deployment(row, facts.get(row.version_id))
+            _deployment(row, facts.get(row.version_id), is_placed=row.version_id in adopted)
             for row in sorted(deployments, key=lambda one: one.name)
             if not row.is_deleting
         ),
     )
 
 
-def _deployment(row: DeploymentRow, facts: ModelFacts | None) -> Deployment:
+def _deployment(row: DeploymentRow, facts: ModelFacts | None, *, is_placed: bool) -> Deployment:
+    settings = given_settings(registry.adapter(row.engine), row.settings, facts)
     return Deployment(
         name=row.name,
         model=row.model,
@@ -57,10 +61,15 @@ def _deployment(row: DeploymentRow, facts: ModelFacts | None) -> Deployment:
         # "" is a program's newest version on its node: nothing that a file could pin.
         engine_version=row.engine_version or None,
         replicas=row.replicas,
-        settings=given_settings(registry.adapter(row.engine), row.settings, facts),
+        # Where an adopted engine is, its node says anew each time.
+        settings={name: value for name, value in settings.items() if not (is_placed and name in PLACED)},
         requires=tuple(sorted(row.requires)),
         is_enabled=row.is_enabled,
         disabled_answer=row.disabled_answer,
+        runtime=row.runtime,
+        image=row.image or None,
+        node=row.node_name or None,
+        secret=row.secret_name or None,
     )
 
 
@@ -99,6 +108,11 @@ def _deployed(deployment: Deployment) -> dict[str, Any]:
         shown["engine"] = deployment.engine
     if deployment.engine_version is not None:
         shown["engine_version"] = deployment.engine_version
+    if deployment.runtime not in (None, Runtime.PROCESS.value):
+        shown["runtime"] = deployment.runtime
+    for name in ("image", "node", "secret"):
+        if getattr(deployment, name):
+            shown[name] = getattr(deployment, name)
     shown["replicas"] = deployment.replicas
     if deployment.requires:
         shown["requires"] = list(deployment.requires)

@@ -8,6 +8,7 @@ from tests.controller.cluster import Cluster
 from tests.controller.played import PlayedNode
 from tests.controller.test_api import error
 from tests.controller.test_lives import source, with_versions
+from tests.controller.test_secrets import GPT, VALUE
 from tests.waiting import until_async
 
 
@@ -191,3 +192,25 @@ async def test_text_that_is_none_is_refused(cluster: Cluster) -> None:
     answer = await cluster.request("POST", "/api/v1/apply", raw=b"models: \xff")
     assert error(answer) == (400, "request.invalid_field")
     assert error(await cluster.request("POST", "/api/v1/apply", raw=b"")) == (400, "request.invalid_field")
+
+
+async def test_an_external_deployment_comes_back_from_its_file_with_its_secrets_name_alone(cluster: Cluster) -> None:
+    await cluster.ok("PUT", "secrets/openai-key", {"value": VALUE})
+    await cluster.ok("POST", "deployments", GPT)
+    text = await exported(cluster)
+    assert VALUE not in text
+    shown = yaml.safe_load(text)["deployments"][0]
+    assert (shown["runtime"], shown["secret"], shown["engine"]) == ("external", "openai-key", "openai")
+    assert told((await apply(cluster, text, "?prune=true"))[1]) == []
+    status, answer = await apply(cluster, text.replace("secret: openai-key", "secret: other"))
+    assert (status, answer["error"]["code"]) == (409, "deployment.name_taken")
+    name = shown["name"]
+    await cluster.ok("DELETE", f"deployments/{name}")
+
+    async def is_gone() -> bool:
+        return not (await cluster.get("deployments"))["items"]
+
+    await until_async(is_gone)
+    assert (await cluster.request("DELETE", f"/api/v1/models/{shown['model'].partition('@')[0]}"))[0] == 204
+    assert (await apply(cluster, text))[1]["is_complete"]
+    assert await exported(cluster) == text

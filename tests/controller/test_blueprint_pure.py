@@ -41,6 +41,10 @@ deployments:
     embeddings: false
   is_enabled: false
   disabled_answer: not_found
+  runtime: container
+  image: ghcr.io/x/y@sha256:1
+  node: box
+  secret: token
 """
 
 
@@ -65,6 +69,10 @@ def test_a_file_is_read_as_it_stands() -> None:
                 requires=("tools",),
                 is_enabled=False,
                 disabled_answer="not_found",
+                runtime="container",
+                image="ghcr.io/x/y@sha256:1",
+                node="box",
+                secret="token",
             ),
         ),
     )
@@ -177,6 +185,10 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
                 requires=tuple(draw(st.sets(st.sampled_from(["tools", "seed"])))),
                 is_enabled=draw(st.booleans()),
                 disabled_answer=draw(st.sampled_from(["not_found", "unavailable"])),
+                runtime=draw(st.sampled_from([None, "external", "container"])),
+                image=draw(st.sampled_from([None, "i@sha256:1"])),
+                node=draw(st.sampled_from([None, "box"])),
+                secret=draw(st.sampled_from([None, "s"])),
             )
         )
     return Blueprint(models=tuple(models), aliases=tuple(aliases), deployments=tuple(deployments))
