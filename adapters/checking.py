@@ -35,7 +35,7 @@ def checked_settings(adapter: Adapter, settings: Settings, facts: ModelFacts | N
     for name in settings:
         if name in specs:
             continue
-        if name.lower().replace("-", "_") in RESERVED:
+        if name.lower().strip("-").replace("-", "_") in RESERVED:
             raise Failure(
                 "engine.setting_reserved",
                 f"the setting {name[:80]!r} is Slice's own",

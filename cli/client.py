@@ -152,6 +152,10 @@ class AdminClient:
         """Create a thing and return it."""
         return self._call("POST", segments, {}, body)
 
+    def post_text(self, *segments: str, text: str, media_type: str, **query: object) -> Json:
+        """Send a text and return the object that comes back."""
+        return self._call("POST", segments, query, text.encode(), media_type)
+
     def put(self, *segments: str, body: Mapping[str, object]) -> Json:
         """Set a thing and return it."""
         return self._call("PUT", segments, {}, body)
@@ -189,9 +193,14 @@ class AdminClient:
                 yield decoder.decode(block)
 
     def _call(
-        self, method: str, segments: tuple[str, ...], query: Mapping[str, object], body: Mapping[str, object] | None
+        self,
+        method: str,
+        segments: tuple[str, ...],
+        query: Mapping[str, object],
+        body: Mapping[str, object] | bytes | None,
+        media_type: str = "application/json",
     ) -> Json:
-        with self._open(method, segments, query, body, is_followed=False) as response:
+        with self._open(method, segments, query, body, media_type, is_followed=False) as response:
             text = b"".join(chunks(response, self._address))
         return _object(text, self._address) if text.strip() else {}
 
@@ -200,7 +209,8 @@ class AdminClient:
         method: str,
         segments: tuple[str, ...],
         query: Mapping[str, object],
-        body: Mapping[str, object] | None,
+        body: Mapping[str, object] | bytes | None,
+        media_type: str = "application/json",
         *,
         is_followed: bool,
     ) -> http.client.HTTPResponse:
@@ -209,8 +219,8 @@ class AdminClient:
         headers = dict(self._headers)
         payload = None
         if body is not None:
-            payload = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+            payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+            headers["Content-Type"] = media_type
         response = opened(
             self._address,
             method,

@@ -39,6 +39,16 @@ def pulled(
     pull = client.post("pulls", body=body)
     if pull.get("state") == "done":
         return Pulled(pull=pull, was_here=True)
+    return Pulled(pull=followed(client, terminal, clock, pull), was_here=False)
+
+
+def followed(client: AdminClient, terminal: Terminal, clock: Clock, pull: Json) -> Json:
+    """Show how `pull` goes on until it ends, and return it.
+
+    Raises:
+        Failure: the pull failed, or was cancelled by somebody.
+        KeyboardInterrupt: the user interrupted; the pull has been cancelled.
+    """
     bar = pull_bar(terminal)
     try:
         bar.show(pull)
@@ -57,7 +67,7 @@ def pulled(
         raise
     finally:
         bar.close()
-    return Pulled(pull=_checked(pull), was_here=False)
+    return _checked(pull)
 
 
 def tell_findings(client: AdminClient, terminal: Terminal, name: str) -> None:

@@ -63,6 +63,13 @@ TABLE: Table = {
     **_verbs("doctor", _CLUSTER, doctor="Say what is wrong with this machine's cluster, and what cures it."),
     **_verbs("status", _CLUSTER, status="Show the whole cluster in a few lines."),
     **_verbs("events", _CLUSTER, events="Print what happened."),
+    **_verbs(
+        "blueprints",
+        _CLUSTER,
+        export="Print the models, aliases and deployments of the cluster as a file for `slice apply`.",
+        diff="Print what `slice apply` would change, and change nothing.",
+        apply="Make the cluster what a file says; pulls what is missing.",
+    ),
     "node": GroupEntry(
         summary="List and show the machines.",
         section=_CLUSTER,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller.api.stage import Parts, Stage
+from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.choosing import EngineVersions
 from controller.engines.service import EngineInstallations
@@ -78,6 +79,8 @@ def build(
     ledger = Ledger(database, bell)
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
+    aliases = Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups)
+    stages = Stages(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
     secrets = Secrets(database=database, vault=Vault(facts.secret_key), events=ledger, wakeups=wakeups, entropy=entropy)
     fleet = Fleet(
@@ -131,8 +134,16 @@ def build(
     return Parts(
         database=database,
         registry=registry,
-        aliases=Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups),
-        stages=Stages(database=database, registry=registry, events=ledger, wakeups=wakeups),
+        aliases=aliases,
+        stages=stages,
+        blueprints=Blueprints(
+            database=database,
+            registry=registry,
+            stages=stages,
+            aliases=aliases,
+            pulls=pulls,
+            deployments=deployments,
+        ),
         pulls=pulls,
         stores=stores,
         deployments=deployments,

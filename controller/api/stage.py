@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from controller.api.seeing import Seen
+from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
@@ -39,6 +40,7 @@ class Parts:
     registry: Registry
     aliases: Aliases
     stages: Stages
+    blueprints: Blueprints
     pulls: Pulls
     stores: Stores
     deployments: Deployments

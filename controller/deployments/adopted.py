@@ -12,6 +12,9 @@ from adapters.contract import Runtime
 from controller.exchange import DeployableVersion
 from core.errors import Failure
 
+PLACED = frozenset({"address", "remote_model"})
+"""Settings that follow from where the model is, whatever was asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:

@@ -34,6 +34,7 @@ class PlayedCluster:
         self.secrets: dict[str, str] = {}
         self.deployments: dict[str, Any] = {}
         self.stages: list[Any] = []
+        self.applied: list[Any] = []
         self.replicas: list[Any] = []
         self.nodes: list[Any] = [things.node()]
         self.keys: list[Any] = [things.key()]
@@ -292,6 +293,14 @@ class PlayedCluster:
             return 200, things.key(rest[0], revoked_at=things.CREATED)
         return 200, {"items": self.keys}
 
+    def _apply(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        if not self.applied:
+            return 200, {"dry_run": query["dry_run"] == "true", "is_complete": True, "changes": [], "pulls": []}
+        answer = self.applied.pop(0)
+        if answer.get("pulls"):
+            self.pull = answer["pulls"][0]
+        return (409 if "error" in answer else 200), answer
+
     def _events(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
         later = [item for item in self.events if item["seq"] > int(query["after"])]
         return 200, {"items": later[: int(query["limit"])]}
@@ -322,6 +331,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def read_body(self) -> Any:
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Type") == "application/yaml":
+            return text.decode()
         return json.loads(text) if text else None
 
     def send_json(self, status: int, value: Any) -> None:
@@ -373,7 +384,9 @@ class AdminHandler(_Handler):
             return
         with self.cluster.lock:
             self.cluster.requests.append((method, path, body))
-        if path.endswith("/logs"):
+        if path == "export":
+            self.send_chunks("application/yaml", iter([b"# a cluster\n", b"models: []\n"]))
+        elif path.endswith("/logs"):
             self.send_chunks("text/plain", self._log(path.split("/")[1], query))
         elif path == "events" and query.get("follow") == "true":
             self.send_chunks("application/x-ndjson", self._event_lines(int(query["after"])))

@@ -87,7 +87,16 @@ def test_every_command_has_help_and_every_list_an_output_option() -> None:
             command = command.get_command(None, word)
         assert command.help
         has_output = any("--output" in param.opts for param in command.params)
-        assert has_output or name.split(" ")[-1] in {"run", "rm", "logs", "down", "add", "use", "completion"}, name
+        assert has_output or name.split(" ")[-1] in {
+            "run",
+            "rm",
+            "logs",
+            "down",
+            "add",
+            "use",
+            "completion",
+            "export",
+        }, name
 
 
 def test_a_package_that_is_not_installed_is_a_sentence_with_the_cure() -> None:

@@ -299,7 +299,7 @@ async def test_a_bad_number_of_replicas_is_refused(cluster: Cluster, replicas: A
     assert error(await cluster.request("PATCH", "/api/v1/deployments/fake", {"replicas": replicas})) == (400, code)
 
 
-@pytest.mark.parametrize("name", ["host", "api-key", "api_key", "Port", "served-name"])
+@pytest.mark.parametrize("name", ["--host", "--trust-remote-code", "host", "api-key", "api_key", "Port", "served-name"])
 async def test_settings_that_are_slices_own_are_refused(cluster: Cluster, name: str) -> None:
     body = {"model": "fake", "settings": {name: "0.0.0.0"}}
     status, refused = await cluster.request("POST", "/api/v1/deployments", body)
