@@ -1,19 +1,26 @@
 """`make bench`: measures the running product and writes one results file; nothing here is a test.
 
-python -m bench            everything
-python -m bench startup    one measurement: startup, latency or memory
+python -m bench            the main job: startup, latency and memory
+python -m bench startup    one measurement of it
+python -m bench engines    four engines at once; needs what `make engines` builds
 """
 
 import sys
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 
-from bench import latency, memory, report, startup
+from bench import engines, latency, memory, report, startup
+from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
+from tests.system.four_engines import missing, serving_four
 
 
 def main(chosen: list[str]) -> int:
     """Run the chosen measurements on one cluster of their own and record them."""
     wanted = set(chosen) or {"startup", "latency", "memory"}
+    if wanted == {"engines"}:
+        return _engines()
     sections: list[report.Section] = []
     with a_cluster() as running:
         running.up()
@@ -25,6 +32,17 @@ def main(chosen: list[str]) -> int:
             sections += memory.measured(running)
     file = report.write(f"{datetime.now(UTC):%Y-%m-%d}-main-job", sections)
     print(file.read_text())
+    return 0
+
+
+def _engines() -> int:
+    if absent := missing():
+        print(f"no environment of {', '.join(absent)}: run `make engines`", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as programs, hubs.hub() as hub:
+        with serving_four(Path(programs), f'hf_endpoint = "{hub.url}"\n') as running:
+            sections = engines.measured(running, hub)
+    print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-engines", sections).read_text())
     return 0
 
 

@@ -9,60 +9,27 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import openai
 import pytest
 
 from core.infra.processes import family
-from tests import engine_models, standins
-from tests.system.cluster import Running, a_cluster, kill
+from tests.system.cluster import Running, kill
+from tests.system.four_engines import ENGINES, missing, pid, serving_four, states
 from tests.waiting import until
 
 pytestmark = pytest.mark.system
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-ENGINES = {
-    "smollm2": "llamacpp",
-    "smollm2-vllm": "vllm",
-    "smollm2-transformers": "transformers",
-    "smollm2-ollama": "ollama",
-}
 OLD_LLAMACPP, NEW_LLAMACPP = "2026.9.11063", "2026.10.11549"
-
-
-def missing() -> list[str]:
-    """Return the engines whose environments `make engines` has not built."""
-    return [
-        name for name in engine_models.ENGINES if not list(engine_models.engines_dir().glob(f"{name}/*/bin/python"))
-    ]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A cluster whose node finds the engines installed and an `ollama` on PATH, with all four serving."""
     if absent := missing():
         pytest.skip(f"no environment of {', '.join(absent)}: run `make engines`")
-    python = next(engine_models.engines_dir().glob("llamacpp/*/bin/python"))
-    programs = standins.install(tmp_path_factory.mktemp("programs"), engine_python=str(python))
-    with a_cluster() as made:
-        running = replace(made, path_first=str(programs))
-        node = running.data_dir / "node"
-        node.mkdir(parents=True, mode=0o700)
-        running.data_dir.chmod(0o700)
-        (node / "engines").symlink_to(engine_models.engines_dir())
-        running.up()
-        running.slice("pull", "smollm2", "--source", f"file:{engine_models.smollm2_safetensors()}")
-        for name, version in (("vllm", "v2"), ("transformers", "v2"), ("ollama", "v1")):
-            settings = ("--set", "context=2048") if name == "vllm" else ()
-            running.slice("deploy", f"smollm2@{version}", "--engine", name, "--name", f"smollm2-{name}", *settings)
-        for name in ENGINES:
-            until(lambda name=name: states(running, name) == ["ready"], 300.0, f"{name} to serve")
+    with serving_four(tmp_path_factory.mktemp("programs")) as running:
         yield running
-
-
-def states(running: Running, deployment: str) -> list[str]:
-    return [one["state"] for one in running.replicas(deployment)]
 
 
 def answer(running: Running, deployment: str) -> str:
@@ -71,11 +38,6 @@ def answer(running: Running, deployment: str) -> str:
     assert reply.usage is not None
     assert reply.usage.completion_tokens <= 8
     return reply.choices[0].message.content or ""
-
-
-def pid(running: Running, deployment: str) -> int:
-    (replica,) = running.replicas(deployment)
-    return int(replica["pid"])
 
 
 def test_four_engines_answer_for_the_same_model_at_once(cluster: Running) -> None:
