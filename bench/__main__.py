@@ -39,9 +39,12 @@ def _engines() -> int:
     if absent := missing():
         print(f"no environment of {', '.join(absent)}: run `make engines`", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as programs, hubs.hub() as hub:
-        with serving_four(Path(programs), f'hf_endpoint = "{hub.url}"\n') as running:
-            sections = engines.measured(running, hub)
+    with (
+        tempfile.TemporaryDirectory() as programs,
+        hubs.hub() as hub,
+        serving_four(Path(programs), f'hf_endpoint = "{hub.url}"\n') as running,
+    ):
+        sections = engines.measured(running, hub)
     print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-engines", sections).read_text())
     return 0
 

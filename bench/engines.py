@@ -138,9 +138,9 @@ def _adoptions(running: Running) -> Section:
         server.wait(30)
     return Section(
         title="Adopting a running Ollama (stand-in): from the command to the first answer",
-        method=f"{RUNS} runs: `slice engine adopt`, wait until `slice list` names the model, `slice deploy`, ask through "
-        "the front door until it answers. Three CLI starts (about 0.2 s each) are included. Their store (names, sizes, "
-        f"times of change) afterwards: {'untouched' if is_untouched else 'CHANGED'}.",
+        method=f"{RUNS} runs: `slice engine adopt`, wait until `slice list` names the model, `slice deploy`, ask "
+        "through the front door until it answers. Three CLI starts (about 0.2 s each) are included. Their store (names, "
+        f"sizes, times of change) afterwards: {'untouched' if is_untouched else 'CHANGED'}.",
         header=("figure", "median", "minimum", "maximum", "bar"),
         rows=(("adopt to first answer", *spread(times, "s"), "5 s"),),
     )
@@ -160,8 +160,8 @@ def _pulls(running: Running, hub: Hub) -> Section:
     later = hub.requests() - first
     return Section(
         title="Pull of a file that is in the store already",
-        method=f"`slice pull` of a pinned source of a hub on loopback, {RUNS} times under new names. The hub saw {first} "
-        f"requests for the first pull and {later} for all the others.",
+        method=f"`slice pull` of a pinned source of a hub on loopback, {RUNS} times under new names. The hub saw "
+        f"{first} requests for the first pull and {later} for all the others.",
         header=("figure", "median", "minimum", "maximum", "requests"),
         rows=(("a later pull, CLI start included", *spread(times, "s"), str(later)),),
     )
