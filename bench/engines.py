@@ -139,8 +139,8 @@ def _adoptions(running: Running) -> Section:
     return Section(
         title="Adopting a running Ollama (stand-in): from the command to the first answer",
         method=f"{RUNS} runs: `slice engine adopt`, wait until `slice list` names the model, `slice deploy`, ask "
-        "through the front door until it answers. Three CLI starts (about 0.2 s each) are included. Their store (names, "
-        f"sizes, times of change) afterwards: {'untouched' if is_untouched else 'CHANGED'}.",
+        "through the front door until it answers. Three CLI starts (about 0.2 s each) are included. Their store (names,"
+        f" sizes, times of change) afterwards: {'untouched' if is_untouched else 'CHANGED'}.",
         header=("figure", "median", "minimum", "maximum", "bar"),
         rows=(("adopt to first answer", *spread(times, "s"), "5 s"),),
     )
