@@ -104,8 +104,8 @@ class ModelSource:
 
 
 def looks_like_source(text: str) -> bool:
-    """Return whether `text` begins with a source's scheme, so that it is no model's name."""
-    return text.split(":", 1)[0] in set(SourceKind) and ":" in text
+    """Return whether `text` is meant as a source, known or not: no name of a model has a colon."""
+    return ":" in text
 
 
 def parse_source(text: str) -> ModelSource:

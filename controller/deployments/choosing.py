@@ -186,7 +186,8 @@ def _is_drill(adapter: Adapter) -> bool:
 
 def _unsupported(who: str, model_format: str) -> Failure:
     what = f"the format {model_format!r}" if model_format else "a model without a file"
-    known = ", ".join(f"{adapter.name} ({', '.join(sorted(adapter.formats))})" for adapter in registry.adapters())
+    real = [adapter for adapter in registry.adapters() if not _is_drill(adapter)]
+    known = ", ".join(f"{adapter.name} ({', '.join(sorted(adapter.formats))})" for adapter in real)
     hint = (
         f"engines and what they serve: {known}; `slice pull NAME --source SOURCE --engine ENGINE` brings what one eats"
     )
