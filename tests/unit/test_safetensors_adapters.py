@@ -168,7 +168,23 @@ def test_the_default_versions_of_the_python_engines_are_locked():
         assert adapter(name).install_plan(adapter(name).default_version).lock
 
 
-# Footprints
+# Footprints: the measured numbers are those of each `design.md`
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "measured_mib"),
+    [
+        ("vllm", {}, 3220),
+        ("vllm", {"kv_cache_mib": 256, "slots": 4, "context": 2048}, 2378),
+        ("vllm", {"dtype": "float32", "kv_cache_mib": 512, "slots": 4}, 2931),
+        ("transformers", {}, 778),
+        ("transformers", {"context": 2048, "slots": 2}, 724),
+        ("transformers", {"context": 2048, "dtype": "float32"}, 1020),
+    ],
+)
+def test_a_footprint_covers_what_was_measured_and_little_more(engine, settings, measured_mib):
+    total = adapter(engine).footprint(SMOLLM2, settings).total_bytes
+    assert measured_mib * MIB <= total <= measured_mib * MIB * 1.2
 
 
 @pytest.mark.parametrize("engine", BOTH)
