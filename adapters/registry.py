@@ -7,6 +7,7 @@ engine is one folder beside this file and one line in `adapters`.
 from adapters.contract import Adapter
 from adapters.fake.adapter import Fake
 from adapters.llamacpp.adapter import LlamaCpp
+from adapters.llamacpp.server import LlamaServer
 from adapters.ollama.adapter import Ollama
 from adapters.openai.adapter import OpenAiRemote, TextgenWebui
 from adapters.tgi.adapter import Tgi
@@ -18,7 +19,7 @@ from core.names import did_you_mean
 
 def adapters() -> tuple[Adapter, ...]:
     """Return every adapter; the first that eats a model's format is the one a deployment gets unless it names one."""
-    return (LlamaCpp(), Vllm(), Transformers(), Ollama(), Tgi(), Fake(), OpenAiRemote(), TextgenWebui())
+    return (LlamaCpp(), LlamaServer(), Vllm(), Transformers(), Ollama(), Tgi(), Fake(), OpenAiRemote(), TextgenWebui())
 
 
 def adapter(name: str) -> Adapter:

@@ -32,7 +32,7 @@ _PROGRAM = str(PurePosixPath(__file__).parent / "program" / "serve.py")
 _CONFIGURATION = "llamacpp.json"
 _MACHINES = frozenset({"x86_64", "aarch64"})
 
-_SPECS = (
+SPECS = (
     SettingSpec(
         name="context",
         # 4096 holds a long conversation; more costs memory for every slot whether it is used or not.
@@ -96,7 +96,7 @@ _SPECS = (
         maximum=65_536,
     ),
 )
-_DEFAULTS = {spec.name: spec.default for spec in _SPECS}
+_DEFAULTS = {spec.name: spec.default for spec in SPECS}
 
 
 IMAGE_PROGRAM = "/opt/slice/llamacpp/serve.py"
@@ -147,7 +147,7 @@ class LlamaCpp:
     @property
     def setting_specs(self) -> tuple[SettingSpec, ...]:
         """Every setting a deployment may give."""
-        return _SPECS
+        return SPECS
 
     @property
     def health(self) -> Health:
