@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from protos.slice.node.v1 import node_pb2
-from tests.node_agent import controllers, nodes, trees
+from tests.node_agent import controllers, nodes, trees, wheels
 from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
 from tests.node_agent.test_adoption import DIGEST, ollama
@@ -17,6 +17,8 @@ VERSION = "0.0.1"  # none that this release has a lock for: the wheel is ours
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     node = Node(tmp_path)
+    wheels.wheel(tmp_path / "wheels", b"class Server: pass", "xllamacpp/__init__.py", name="xllamacpp", version=VERSION)
+    node.config["wheel_dir"] = str(tmp_path / "wheels")
     try:
         yield node
     finally:
@@ -53,6 +55,8 @@ async def test_a_wanted_engine_is_installed_told_kept_over_a_restart_and_removed
     assert (ready.version, ready.size_bytes > 0) == (VERSION, True)
     assert list(fact(controller, "llamacpp").installed_versions) == [VERSION]
     await node.end()
+    for wheel in (node.tmp_path / "wheels").iterdir():
+        wheel.unlink()
     controller.observed.clear()
     await node.start()
     await trees.until(lambda: len(controller.hellos) == 2)
