@@ -65,6 +65,8 @@ class Runner:
         self._memory_bytes = 0
         self._forever = asyncio.Event()  # never set: waiting on it with a timeout is a timer
         self.has_stopped = asyncio.Event()
+        self.has_settled = asyncio.Event()
+        """Set once it is known what runs here: nothing, or an adopted engine that was probed."""
 
     # -- what others may call -------------------------------------------------------------------------------------
 
@@ -124,8 +126,11 @@ class Runner:
         self._clear_engine()
         async with asyncio.TaskGroup() as self._tasks:
             await self._begin()
+            if self._handle is None:
+                self.has_settled.set()
             while True:
                 await self._take(await self._next())
+                self.has_settled.set()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
