@@ -140,7 +140,8 @@ class LlamaCpp:
     def dialect(self) -> Dialect:
         """OpenAI's paths; a prompt that does not fit is 400 `exceed_context_size_error` (tools/server of llama.cpp).
 
-        An embedding's input above one batch but within the context is a 500 `server_error`, known by its words only.
+        An embedding's input above one batch but within the context is a 500 `server_error`, known by its words only;
+        so are messages and tools that it cannot parse, and pictures for a model that sees none.
         """
         return Dialect(
             paths={
@@ -150,6 +151,8 @@ class LlamaCpp:
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
             overflow_phrases=("is too large to process",),
+            is_deaf_while_whole=True,
+            refusal_phrases=("Failed to parse ", "you may need to provide the mmproj"),
         )
 
     @property
