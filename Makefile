@@ -6,7 +6,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP_SERVER := .make/server
 STAMP_DEV := .make/dev
 
-.PHONY: up down test lint bench engines protos clean
+.PHONY: up down test engines-test lint bench engines protos clean
 
 up: $(STAMP_SERVER)
 	$(BIN)/slice up
@@ -17,6 +17,11 @@ down:
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every engine that can be had here against one contract; prints a matrix engine x test and writes it to MATRIX.
+MATRIX ?= .make/engines-matrix.md
+engines-test: engines
+	$(BIN)/python -m pytest -q -p tests.contract.matrix tests/contract --matrix $(MATRIX)
 
 lint: $(STAMP_DEV)
 	$(BIN)/ruff format --check .

@@ -260,7 +260,8 @@ class Dialect:
     null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
     none. `dropped` are fields left out when they have one of these values: OpenAI's own defaults that the engine
     refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped. `schema_member` is
-    where the engine looks for the schema in `response_format`.
+    where the engine looks for the schema in `response_format`. `is_deaf_while_whole` says that the engine notices a
+    client that left only while it streams: a whole answer is then asked for as a stream and put together by the door.
 
     `name_tag` is what the engine appends to the served name in its answers (Ollama's `:latest`). `fixed_model` is what
     every request must call the model, whatever the engine calls it in its answers ("" : the served name).
@@ -270,12 +271,14 @@ class Dialect:
     api: Api = Api.OPENAI
     overflow_types: frozenset[str] = frozenset()
     overflow_phrases: tuple[str, ...] = ()
+    refusal_phrases: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
     defaults: Mapping[str, JsonValue] = field(default_factory=dict)
     dropped: Mapping[str, tuple[JsonValue, ...]] = field(default_factory=dict)
     lists: frozenset[str] = frozenset()
     schema_member: str = "json_schema"
+    is_deaf_while_whole: bool = False
     name_tag: str = ""
     fixed_model: str = ""
 

@@ -121,17 +121,17 @@ class Relay:
 
     async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
         dialect = self._dialect_of(route.engine)
-        said = words.words(call.endpoint, call.body, call.asked.model, route, dialect)
+        said = words.words(call.endpoint, call.body, call.asked, route, dialect)
         request = engine_request(call, target, dialect, said.body)
         reply, first = await self._first_bytes(target, request, route.public_name)
         try:
             if reply.status != 200:
                 body = await self._error_body(reply, first)
-                raise _retried(self.failure_of(route, reply.status, body))
+                raise _retried(self.failure_of(call, route, reply.status, body))
             headers = [(b"x-slice-replica", target.replica_id.encode())]
             served = route.served_name if target.origin is None else None
             name = stream.ModelName(served, route.public_name, dialect.name_tag if dialect else "")
-            if reply.header(b"content-type").startswith(said.stream_type):
+            if said.stream_type and reply.header(b"content-type").startswith(said.stream_type):
                 passage = _Passage(self, call, route, reply, send, said.events(name), headers)
                 await passage.run(first)
             else:
@@ -191,6 +191,8 @@ class Relay:
             body = restored(b"".join(pieces))
         except TimeoutError:
             raise _timed_out(route.public_name, self._timeouts.idle_s) from None
+        except words.ErrorInside as error:
+            raise _retried(self.failure_of(call, route, 200, error.body)) from error
         except EngineDied as error:
             raise _TryAnother(_died(route.public_name)) from error
         length = str(len(body)).encode()
@@ -203,11 +205,18 @@ class Relay:
         """Return `openai-processing-ms`: from the request's arrival until now."""
         return b"openai-processing-ms", str(round((self._clock.monotonic() - call.started_s) * 1000)).encode()
 
-    def failure_of(self, route: Route, status: int, body: bytes) -> Failure:
+    def failure_of(self, call: Call, route: Route, status: int, body: bytes) -> Failure:
         """Return our failure for an engine's error reply, or for the error event of a stream (status 200)."""
-        dialect = self._dialect_of(route.engine)
-        types, phrases = (dialect.overflow_types, dialect.overflow_phrases) if dialect else (frozenset(), ())
-        return errors.engine_failure(status, body, types, route.public_name, overflow_phrases=phrases)
+        dialect = self._dialect_of(route.engine) or Dialect(paths={})
+        return errors.engine_failure(
+            status,
+            body,
+            dialect.overflow_types,
+            route.public_name,
+            overflow_phrases=dialect.overflow_phrases,
+            refusal_phrases=dialect.refusal_phrases,
+            content=requests.CONTENT[call.endpoint],
+        )
 
     @property
     def idle_s(self) -> float:
@@ -257,7 +266,7 @@ class _Passage:
                 raise ClientStalled from None
             failure = _timed_out(self._route.public_name, self._relay.idle_s)
         if self._events.engine_error is not None:
-            failure = self._relay.failure_of(self._route, 200, self._events.engine_error)
+            failure = self._relay.failure_of(self._call, self._route, 200, self._events.engine_error)
         if failure is None and self._events.ending() is stream.Ending.CUT:
             failure = _died(self._route.public_name)
         if failure is not None and not self._is_started:

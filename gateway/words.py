@@ -8,12 +8,21 @@ from typing import Protocol
 
 from adapters.contract import Api, Dialect, Endpoint
 from gateway.ollama.exchange import Exchange
-from gateway.openai import requests, stream
+from gateway.openai import assembly, requests, stream
 from gateway.table import Route
+from gateway.upstream import EngineDied
+
+
+class ErrorInside(Exception):
+    """The engine began to answer and then said what went wrong; `body` is its error object."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("an error inside an answer")
+        self.body = body
 
 
 class Words(Protocol):
-    """One exchange: `body` goes to the engine, `stream_type` is the content type of its streams."""
+    """One exchange: `body` goes to the engine; what comes back as `stream_type` is passed on piece by piece."""
 
     body: bytes
     stream_type: bytes
@@ -26,6 +35,7 @@ class Words(Protocol):
 
         Raises:
             EngineDied: it is no answer.
+            ErrorInside: it is an error.
         """
 
 
@@ -44,21 +54,38 @@ class _Same:
         return name.restore(body)
 
 
-def words(endpoint: Endpoint, body: bytes, asked_model: str, route: Route, dialect: Dialect | None) -> Words:
-    """Return the words for a request that names `asked_model`.
+class _Joined(_Same):
+    """OpenAI's API on both sides, but the engine streams what the client gets whole."""
+
+    stream_type = b""
+
+    def whole(self, name: stream.ModelName, body: bytes) -> bytes:
+        made = assembly.assembled(body)
+        if made.error is not None:
+            raise ErrorInside(made.error)
+        if not made.body:
+            raise EngineDied("a stream that is no answer")
+        return name.restore(made.body)
+
+
+def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, dialect: Dialect | None) -> Words:
+    """Return the words for a request whose `body` says `asked`.
 
     Raises:
         Failure: `door.parameter_unsupported` or `request.invalid_field`, for what this engine would ignore or break on.
     """
     if dialect is None:
-        return _Same(_named(body, asked_model, route.served_name))
+        return _Same(_named(body, asked.model, route.served_name))
     if dialect.refused:
         requests.check_refused(body, dialect.refused, route.public_name, route.engine)
     if dialect.api is Api.OLLAMA:
         return Exchange(endpoint, body, route.served_name, route.public_name)
     if requests.shapes_fields(dialect):
         body = requests.with_fields(body, dialect)
-    return _Same(_named(body, asked_model, dialect.fixed_model or route.served_name))
+    body = _named(body, asked.model, dialect.fixed_model or route.served_name)
+    if dialect.is_deaf_while_whole and endpoint is not Endpoint.EMBEDDINGS and not asked.is_stream:
+        return _Joined(requests.as_stream(body))
+    return _Same(body)
 
 
 def _named(body: bytes, asked: str, wanted: str) -> bytes:

@@ -51,6 +51,8 @@ class Runner:
         self._seat = Seat(want=want, directory=self._dir, around=around, tell=self._tell, state=lambda: self.state)
         self._engine = engine_of(self._seat)
         self.has_stopped = asyncio.Event()
+        self.has_settled = asyncio.Event()
+        """Set once it is known what runs here: nothing, or an adopted engine that was probed."""
 
     # -- what others may call -------------------------------------------------------------------------------------
 
@@ -112,8 +114,11 @@ class Runner:
         self._engine.clear()
         async with asyncio.TaskGroup() as self._tasks:
             await self._begin()
+            if self.state is not ReplicaState.STARTING:  # nothing was adopted that a probe has yet to find well
+                self.has_settled.set()
             while True:
                 await self._take(await self._next())
+                self.has_settled.set()
 
     def _tell(self, event: lifecycle.Happened) -> None:
         self._inbox.put_nowait(event)

@@ -24,6 +24,7 @@ from node_agent.surroundings import Surroundings
 from protos.slice.node.v1 import node_pb2
 
 _RESTART_PAUSE_S = 5.0
+_SETTLE_S = 3.0  # a silent node is suspect after 6 s at the earliest (controller.fleet.lease)
 _REPLICA_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 _WORDS = frozenset(desired.value for desired in Desired)
 
@@ -52,10 +53,19 @@ class Supervisor:
         return self._applied.leader_epoch
 
     async def start(self) -> None:
-        """Take up the last applied set: adopt what runs, start what does not (after a reboot, all of it)."""
+        """Take up the last applied set: adopt what runs, start what does not (after a reboot, all of it).
+
+        Returns when each adopted engine was probed, or after 3 s: the first report must not call one that serves
+        "starting", since nobody would send it requests until the next.
+        """
         self._applied = await asyncio.to_thread(identity.load_applied, self._data_dir)
-        if self._applied.desired is not None:
-            await self._sync(self._applied.desired)
+        if self._applied.desired is None:
+            return
+        await self._sync(self._applied.desired)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                for runner in list(self._runners.values()):
+                    await runner.has_settled.wait()
 
     async def see_epoch(self, leader_epoch: int) -> None:
         """Remember the leader that this node obeys now: what an earlier one still sends is not applied."""

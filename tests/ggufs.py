@@ -5,6 +5,7 @@ special ones, no merges, so any UTF-8 text is one token a byte. Called by tests 
 product. What it says is nonsense, but greedy decoding of it is deterministic, which is all that tests need.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -69,8 +70,58 @@ def write_random_llama(
     writer.add_vocab_size(vocabulary)
     if is_embedder:
         writer.add_pooling_type(gguf.PoolingType.MEAN)
-    _add_tokenizer(writer, vocabulary, template or CHAT_TEMPLATE)
+    spare = [f"<|spare_{number}|>" for number in range(vocabulary - VOCABULARY)]
+    _add_tokenizer(writer, spare, gguf.TokenType.UNUSED, template or CHAT_TEMPLATE)
     _add_tensors(writer, np.random.default_rng(seed), layers, embedding, heads, kv_heads, vocabulary, wide)
+    return _written(writer, path)
+
+
+def write_scripted_llama(path: Path, *, says: Sequence[str], chat_template: str, context: int = 512) -> Path:
+    """Write a model that answers whatever it is asked with the pieces of `says`, one token each, and ends.
+
+    A real `llama` whose layer adds nothing, so that the next token depends on the last one alone: every ordinary token
+    leads to the first piece, each piece to the next, the last one to the end. For what only a model that calls tools
+    can show: its words are fixed, everything else is the engine's work.
+
+    Raises:
+        ValueError: more pieces than the 64 dimensions hold.
+    """
+    embedding, heads, vocabulary = 64, 4, VOCABULARY + len(says)
+    if len(says) > embedding - 1:
+        raise ValueError("too many pieces")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("scripted")
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_block_count(1)
+    writer.add_context_length(context)
+    writer.add_embedding_length(embedding)
+    writer.add_feed_forward_length(embedding)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(embedding // heads)
+    writer.add_vocab_size(vocabulary)
+    alphabet = byte_alphabet()
+    pieces = ["".join(alphabet[byte] for byte in piece.encode()) for piece in says]
+    _add_tokenizer(writer, pieces, gguf.TokenType.NORMAL, chat_template)
+    # Token -> its direction: 0 for ordinary ones, one of its own for each piece. Output row -> what leads to it.
+    directions, rows = np.zeros((2, vocabulary, embedding), dtype=np.float32)
+    directions[:VOCABULARY, 0] = 1.0
+    for number in range(len(says)):
+        directions[VOCABULARY + number, number + 1] = 1.0
+        rows[VOCABULARY + number, number] = 4.0
+    rows[BYTE_TOKENS + 1, len(says)] = 4.0
+    writer.add_tensor("token_embd.weight", directions)
+    silent = np.zeros((embedding, embedding), dtype=np.float32)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{name}.weight", silent)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(embedding, dtype=np.float32))
+    writer.add_tensor("output.weight", rows)
+    return _written(writer, path)
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,10 +129,11 @@ def write_random_llama(
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int, template: str) -> None:
-    spare = [f"<|spare_{number}|>" for number in range(vocabulary - VOCABULARY)]
-    tokens = [*byte_alphabet(), BEGIN_TOKEN, END_TOKEN, *spare]
-    kinds = [gguf.TokenType.NORMAL] * BYTE_TOKENS + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.UNUSED] * len(spare)
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, more: Sequence[str], kind_of_more: gguf.TokenType, chat_template: str
+) -> None:
+    tokens = [*byte_alphabet(), BEGIN_TOKEN, END_TOKEN, *more]
+    kinds = [gguf.TokenType.NORMAL] * BYTE_TOKENS + [gguf.TokenType.CONTROL] * 2 + [kind_of_more] * len(more)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -92,7 +144,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int, template: str) -> N
     writer.add_eos_token_id(BYTE_TOKENS + 1)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(template)
+    writer.add_chat_template(chat_template)
 
 
 def _add_tensors(

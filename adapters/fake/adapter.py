@@ -130,7 +130,7 @@ class Fake:
 
     @property
     def dialect(self) -> Dialect:
-        """OpenAI's paths, and llama.cpp's word for a prompt that does not fit."""
+        """OpenAI's paths, llama.cpp's word for a prompt that does not fit, and no request passed over in silence."""
         return Dialect(
             paths={
                 Endpoint.CHAT: "/v1/chat/completions",
@@ -138,6 +138,19 @@ class Fake:
                 Endpoint.EMBEDDINGS: "/v1/embeddings",
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
+            refused={
+                "n": (1,),
+                "tools": ([],),
+                "tool_choice": ("none", "auto"),
+                "functions": ([],),
+                "response_format": ({"type": "text"},),
+                "logprobs": (False,),
+                "top_logprobs": (0,),
+                "echo": (False,),
+                "best_of": (1,),
+                "suffix": ("",),
+                "dimensions": (),
+            },
         )
 
     @property

@@ -158,7 +158,11 @@ class LlamaCpp:
     def dialect(self) -> Dialect:
         """OpenAI's paths; a prompt that does not fit is 400 `exceed_context_size_error` (tools/server of llama.cpp).
 
-        An embedding's input above one batch but within the context is a 500 `server_error`, known by its words only.
+        An embedding's input above one batch but within the context is a 500 `server_error`, known by its words only;
+        so are messages and tools that it cannot parse, and pictures for a model that sees none. What it passes over
+        in silence is refused: a tool by name (it takes words only), more answers than one (it counts the tokens of the
+        first alone), and fields of OpenAI's that it does not read. `logprobs` as a number is that of completions,
+        where it answers in the form of chats.
         """
         return Dialect(
             paths={
@@ -168,6 +172,19 @@ class LlamaCpp:
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
             overflow_phrases=("is too large to process",),
+            is_deaf_while_whole=True,
+            refused={
+                "n": (1,),
+                "tool_choice": ("none", "auto", "required"),
+                "functions": ([],),
+                "function_call": ("none", "auto"),
+                "logprobs": (False, True),
+                "echo": (False,),
+                "best_of": (1,),
+                "suffix": ("",),
+                "dimensions": (),
+            },
+            refusal_phrases=("Failed to parse ", "you may need to provide the mmproj"),
         )
 
     @property

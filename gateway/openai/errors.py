@@ -150,12 +150,14 @@ def engine_failure(
     model: str,
     *,
     overflow_phrases: tuple[str, ...] = (),
+    refusal_phrases: tuple[str, ...] = (),
+    content: str = "messages",
 ) -> Failure:
     """Return our failure for an engine's reply of `status` (400 to 599, or 200 for an error inside a stream).
 
-    The decision, first match wins:
+    `content` is the field that holds what the model reads. The decision, first match wins:
     1. an error type of the dialect's `overflow_types`, or a message with one of its phrases: the prompt does not fit
-    2. 400, 413, 422: the engine refuses the request; its cleaned words are shown
+    2. 400, 413, 422, or one of its `refusal_phrases`: the engine refuses the request; its cleaned words are shown
     3. 429, 503: the engine is busy or still loading; another replica may do
     4. anything else, 401, 403 and 404 included (our own key and path, not the client's): the engine failed
     """
@@ -166,10 +168,10 @@ def engine_failure(
         return Failure(
             "door.context_length_exceeded",
             f"The prompt does not fit into the context of model '{model}'",
-            hint="shorten the messages or ask for fewer tokens",
-            param="messages",
+            hint=f"shorten '{content}' or ask for fewer tokens",
+            param=content,
         )
-    if status in (400, 413, 422):  # 2
+    if status in (400, 413, 422) or any(phrase in said for phrase in refusal_phrases):  # 2
         text = refusal_text(error.message)
         return Failure(
             "door.engine_refused",

@@ -23,11 +23,12 @@ _BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("max_tokens", 1, None),
     ("max_completion_tokens", 1, None),
 )
-_CONTENT: Mapping[Endpoint, str] = {
+CONTENT: Mapping[Endpoint, str] = {
     Endpoint.CHAT: "messages",
     Endpoint.COMPLETIONS: "prompt",
     Endpoint.EMBEDDINGS: "input",
 }
+"""The field of a request that holds what the model reads."""
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _FIELD = re.compile(r" - at `\$\.([\w-]+)")
@@ -145,7 +146,8 @@ def check_refused(body: bytes, refused: Mapping[str, tuple[JsonValue, ...]], mod
     members = _decode_members(body)
     for name, harmless in refused.items():
         value = msgspec.json.decode(members.get(name, _NULL))
-        if value is None or value in harmless:
+        # Type for type: to Python 1 is True, to an engine `logprobs: 1` is another request than `logprobs: true`.
+        if value is None or any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in harmless):
             continue
         allowed = " or ".join(_encode(one).decode() for one in harmless)
         raise Failure(
@@ -155,6 +157,14 @@ def check_refused(body: bytes, refused: Mapping[str, tuple[JsonValue, ...]], mod
             hint=f"leave it out, or set it to {allowed}" if allowed else "leave it out",
             param=name,
         )
+
+
+def as_stream(body: bytes) -> bytes:
+    """Return `body` (an object that `asked` accepted) asking for a stream that tells its usage at its end."""
+    members = dict(_decode_members(body))
+    members["stream"] = msgspec.Raw(b"true")
+    members["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
+    return _encode(members)
 
 
 def nesting(body: bytes) -> int:
@@ -174,7 +184,7 @@ def nesting(body: bytes) -> int:
 
 
 def _check_content(endpoint: Endpoint, parsed: _Body) -> None:
-    name = _CONTENT[endpoint]
+    name = CONTENT[endpoint]
     if endpoint is Endpoint.CHAT:
         if not parsed.messages:
             raise _invalid(name, "'messages' must be a list of at least one message", "see OpenAI's API reference")

@@ -1,27 +1,50 @@
-"""One running engine of each kind for the whole suite."""
+"""One node agent and one door for the whole suite, and each engine deployed there once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contract.engines import RunningEngine
-from tests.ggufs import write_random_llama
+from tests.contract.engines import CONTESTANTS, Contestant, random_gguf, stand_ins
+from tests.contract.stage import Served, Stage
 
-CONTEXT = 512
+Absent = Callable[[str], None]
 
 
 @pytest.fixture(scope="session")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_llama(tmp_path_factory.mktemp("models") / "random.gguf", seed=7, context=CONTEXT)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="session", params=["fake", "llamacpp"])
-def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, random_model: Path
-) -> Iterator[RunningEngine]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with RunningEngine(
-        request.param, directory=directory, model=random_model, settings={"context": CONTEXT}
-    ) as running:
-        yield running.wait_until_ready()
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Stage]:
+    directory = tmp_path_factory.mktemp("contract")
+    before_path = stand_ins(directory / "programs", gguf_twin=random_gguf(models))
+    with Stage(directory / "stage", before_path=before_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=CONTESTANTS, ids=lambda one: one.label)
+def contestant(request: pytest.FixtureRequest) -> Contestant:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def served(stage: Stage, contestant: Contestant, models: Path) -> Iterator[Served]:
+    """The engine's replica that every test shares; those that kill it leave it serving."""
+    if why := contestant.missing():
+        pytest.skip(why)
+    made = stage.deploy(
+        contestant.engine,
+        name=contestant.label,
+        model=contestant.model and contestant.model(models),
+        settings=contestant.settings,
+    )
+    yield made.wait_until_ready()
+    made.remove()
+
+
+@pytest.fixture
+def absent(record_property: Callable[[str, object], None]) -> Absent:
+    """Says that the engine declares not to have what the test is about: the matrix shows `absent` for a pass."""
+    return lambda what: record_property("absent", what)

@@ -1,163 +1,168 @@
-"""Starts an adapter's real program and talks to it, for the contract suite.
+"""The engines that the contract suite runs, one line each: which model, which settings, what it takes here.
 
-In: an adapter, settings, a model file. Out: `RunningEngine`. Engines and their environments: `tests/engine_models.py`.
+A new engine is one entry of `CONTESTANTS`. `missing` says why an engine cannot be had on this machine, "" when it can.
 """
 
-import contextlib
-import http.client
-import json
-import os
-import signal
-import socket
-import subprocess
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
-from adapters.contract import JsonValue, LaunchRequest
+from adapters.contract import JsonValue
 from adapters.registry import adapter
-from core.ids import DeviceId, ReplicaId
-from tests.engine_models import engine_python
-from tests.waiting import until
+from tests import standins
+from tests.engine_models import engine_python, is_installed, tiny_safetensors
+from tests.ggufs import write_random_llama, write_scripted_llama
 
-SERVED_NAME = "contract-model"
-KEY = "contract-secret-key"
-START_DEADLINE_S = 60.0
+SEED = 7
+STAND_INS = ("ollama", "text-generation-launcher")
+"""Programs that are in no package index; `tests.standins` has others in their place, with llama.cpp underneath."""
+LIGHT_CALL = ("<tool_call>\n", '{"name": "set_light", "arguments": {"on": true}}', "\n</tool_call>")
+TOOL_TEMPLATE = (
+    "{%- if tools %}{{ 'system: tools\n' }}{%- for tool in tools %}{{ tool | tojson }}{{ '\n' }}{%- endfor %}"
+    '{{ \'Answer a call as <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call>\n\' }}{%- endif %}'
+    "{%- for message in messages %}{%- if message.role == 'assistant' and message.tool_calls %}{{ 'assistant: ' }}"
+    "{%- if message.content %}{{ message.content }}{%- endif %}"
+    "{%- for tool_call in message.tool_calls %}"
+    "{%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}"
+    '{{ \'<tool_call>\n{"name": "\' + tool_call.name + \'", "arguments": \' }}{{ tool_call.arguments | tojson }}'
+    "{{ '}\n</tool_call>' }}{%- endfor %}{{ '\n' }}"
+    "{%- elif message.role == 'tool' %}{{ 'user: <tool_response>\n' + message.content + '\n</tool_response>\n' }}"
+    "{%- else %}{{ message.role + ': ' + (message.content or '') + '\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
+)
+"""The form of calls that Hermes and Qwen models use."""
+
+Model = Callable[[Path], Path]
+"""Takes a directory for what it writes and returns a file or a folder."""
 
 
-def free_port() -> int:
-    """Return a port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def random_gguf(directory: Path) -> Path:
+    """Return a small random model that llama.cpp eats, written on the first call; large enough to take its time."""
+    path = directory / "random.gguf"
+    if not path.exists():
+        write_random_llama(path, seed=SEED, layers=4, embedding=256, context=4096, template=TOOL_TEMPLATE)
+    return path
+
+
+def calling_gguf(directory: Path) -> Path:
+    """Return a GGUF model that answers everything with a call of `set_light`."""
+    path = directory / "calling.gguf"
+    if not path.exists():
+        write_scripted_llama(path, says=LIGHT_CALL, chat_template=TOOL_TEMPLATE, context=2048)
+    return path
+
+
+def tiny_folder(_: Path) -> Path:
+    """Return a tiny random model in safetensors."""
+    return tiny_safetensors()
+
+
+def nothing_missing() -> str:
+    """Return that it can be had anywhere."""
+    return ""
+
+
+def not_installed(engine: str) -> Callable[[], str]:
+    """Return a check that an engine too large to install in passing is there, and the models made with it."""
+    return lambda: "" if all(map(is_installed, (adapter(engine), adapter("transformers")))) else "run `make engines`"
+
+
+def stand_ins(directory: Path, *, gguf_twin: Path) -> tuple[Path, ...]:
+    """Return what to put before PATH: a directory with stand-ins for the programs that this machine lacks."""
+    if all(shutil.which(name) for name in STAND_INS):
+        return ()
+    standins.install(directory, engine_python=engine_python(adapter("llamacpp")), gguf_twin=gguf_twin)
+    for name in STAND_INS:
+        if shutil.which(name):
+            (directory / name).unlink()  # the real one is to be tried
+    return (directory,)
+
+
+def _label(engine: str, program: str) -> str:
+    return engine if shutil.which(program) else f"{engine} stand-in"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One HTTP answer, read to its end."""
+class Contestant:
+    """One engine in the suite.
 
-    status: int
-    text: str
+    `label` is its column. `settings` bound its context to `context` tokens. `calling_model` is a model that calls the
+    tool `set_light` whatever it is asked; without one, engines that declare tools are asked to call it by name.
+    `asks_key` is false for engines that know no API keys. `says_when_idle` is true where the engine's own count of
+    running requests is the better witness than its CPU time. `is_our_program` means that what is started is a file of
+    `adapters/NAME/program/`. `slow_start` are settings that make a start last. A skip
+    of one that `must_run` fails `make engines-test`.
+    """
 
-    def json(self) -> dict:
-        """Return the body as an object."""
-        return json.loads(self.text)
+    label: str
+    engine: str
+    context: int
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    model: Model | None = None
+    calling_model: Model | None = None
+    missing: Callable[[], str] = nothing_missing
+    asks_key: bool = True
+    says_when_idle: bool = False
+    is_our_program: bool = False
+    slow_start: Mapping[str, JsonValue] = field(default_factory=dict)
+    must_run: bool = False
 
-    def events(self) -> list[str]:
-        """Return the data of each server-sent event."""
-        return [line[6:] for line in self.text.splitlines() if line.startswith("data: ")]
 
-
-class RunningEngine:
-    """One engine process; leaving the context kills it."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        directory: Path,
-        model: Path | None = None,
-        settings: Mapping[str, JsonValue] | None = None,
-        port: int = 0,
-    ) -> None:
-        self.adapter = adapter(name)
-        self.port = port or free_port()
-        self.started_streams = 0
-        self._lock = threading.Lock()
-        request = LaunchRequest(
-            replica_id=ReplicaId("rep_contract"),
-            engine_version=self.adapter.default_version,
-            python=engine_python(self.adapter),
-            model_path=str(model) if model else "",
-            served_name=SERVED_NAME,
-            settings=settings or {},
-            devices=(DeviceId("cpu"),),
-            host="127.0.0.1",
-            port=self.port,
-            api_key=KEY,
-            work_dir=str(directory),
-        )
-        launch = self.adapter.launch(request)
-        for path, text in launch.files.items():
-            place = directory / path
-            place.write_text(text)
-            place.chmod(0o600)
-        self.log = directory / "engine.log"
-        environment = {"PATH": os.environ["PATH"], "HOME": str(directory), **launch.env}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                launch.argv, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    def __enter__(self) -> "RunningEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            # Engines of several processes leave the others behind when only the first is killed.
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            self.process.kill()
-            for one in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-        self.process.wait(10)
-
-    def request(self, method: str, path: str, body: object = None, *, key: str = KEY, timeout_s: float = 20) -> Reply:
-        """Send one request on a connection of its own and return the whole answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
-        try:
-            headers = {"authorization": f"Bearer {key}"} if key else {}
-            data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {**headers, "content-type": "application/json"})
-            answer = connection.getresponse()
-            return Reply(status=answer.status, text=answer.read().decode())
-        finally:
-            connection.close()
-
-    def ask(self, path: str, body: Mapping[str, object], *, key: str = KEY) -> Reply:
-        """POST `body` for the served model."""
-        return self.request("POST", path, {"model": SERVED_NAME, **body}, key=key)
-
-    def health_status(self) -> int:
-        """Return the status of the declared health path without a key, 0 when nothing answers."""
-        try:
-            return self.request("GET", self.adapter.health.path, key="").status
-        except OSError:
-            return 0
-
-    def _is_settled(self) -> bool:
-        return self.process.poll() is not None or self.health_status() == self.adapter.health.ready_status
-
-    def wait_until_ready(self, timeout_s: float = START_DEADLINE_S) -> "RunningEngine":
-        """Wait until it is healthy as declared."""
-        until(self._is_settled, timeout_s, self.adapter.name)
-        assert self.process.poll() is None, self.log.read_text()
-        return self
-
-    def stream_until_cut(self, body: Mapping[str, object]) -> None:
-        """Read a stream until it ends or the engine goes away; counts itself in `started_streams`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-            answer = connection.getresponse()
-            answer.read(1)
-            with self._lock:
-                self.started_streams += 1
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-
-    def terminate(self, timeout_s: float) -> int:
-        """Send SIGTERM and return the exit code.
-
-        Raises:
-            subprocess.TimeoutExpired: it did not end in time.
-        """
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+CONTESTANTS = (
+    Contestant(
+        label="fake",
+        engine="fake",
+        context=1024,
+        settings={"context": 1024, "token_delay_ms": 4.0, "fork_tree": 1},  # an answer that is cut must be going on
+        says_when_idle=True,
+        is_our_program=True,
+        slow_start={"start_delay_s": 1.0, "fork_tree": 2},
+    ),
+    Contestant(
+        label="llamacpp",
+        engine="llamacpp",
+        context=4096,
+        settings={"context": 4096},
+        model=random_gguf,
+        calling_model=calling_gguf,
+        is_our_program=True,
+        must_run=True,
+    ),
+    Contestant(
+        label="vllm",
+        engine="vllm",
+        context=1024,
+        settings={"context": 1024, "kv_cache_mib": 16, "slots": 4},
+        model=tiny_folder,
+        missing=not_installed("vllm"),
+        is_our_program=True,
+        must_run=True,
+    ),
+    Contestant(
+        label="transformers",
+        engine="transformers",
+        context=1024,
+        settings={"context": 1024, "slots": 2},
+        model=tiny_folder,
+        missing=not_installed("transformers"),
+        is_our_program=True,
+    ),
+    Contestant(
+        label=_label("ollama", "ollama"),
+        engine="ollama",
+        context=4096,
+        settings={"context": 4096, "slots": 2},
+        model=random_gguf,
+        calling_model=calling_gguf,
+        asks_key=False,
+    ),
+    Contestant(
+        label=_label("tgi", "text-generation-launcher"),
+        engine="tgi",
+        context=1024,
+        settings={"context": 1024, "slots": 2},
+        model=tiny_folder,
+        missing=not_installed("transformers"),
+    ),
+)

@@ -1,63 +1,57 @@
-"""The fake engine goes wrong exactly as its settings say."""
+"""The fake engine goes wrong exactly as its settings say, and what it does to node agent and door is what users see."""
 
 import http.client
+import itertools
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from adapters.contract import JsonValue
-from tests.contract.engines import RunningEngine
+from adapters.contract import Endpoint
+from core.infra import processes
+from tests.contract.stage import Served, Stage, exchange
 from tests.waiting import until
 
-CHAT = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 6}
+MESSAGES = [{"role": "user", "content": "one two three"}]
+CHAT = {"messages": MESSAGES, "max_tokens": 6}
 STREAM = {**CHAT, "stream": True}
 PATH = "/v1/chat/completions"
-Start = Callable[[Mapping[str, JsonValue]], RunningEngine]
+Start = Callable[..., Served]
+_numbers = itertools.count()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    running: list[RunningEngine] = []
+def start(stage: Stage) -> Iterator[Start]:
+    made: list[Served] = []
 
-    def begin(settings: Mapping[str, JsonValue]) -> RunningEngine:
-        running.append(RunningEngine("fake", directory=tmp_path, settings=settings))
-        return running[-1]
+    def begin(**settings: object) -> Served:
+        made.append(stage.deploy("fake", name=f"bad-{next(_numbers)}", settings=settings))
+        return made[-1]
 
     yield begin
-    for engine in running:
-        engine.__exit__()
+    for served in made:
+        served.remove()
 
 
-def children_named(prefix: str, session_of: int) -> list[int]:
-    """Return processes whose name starts with `prefix` and whose command line is that of the engine `session_of`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == session_of:
-            continue
-        try:
-            name = (entry / "comm").read_text().strip()
-            line = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if name.startswith(prefix) and b"fake.json" in line:
-            found.append(int(entry.name))
-    return found
+@pytest.fixture
+def ready(start: Start) -> Start:
+    return lambda **settings: start(**settings).wait_until_ready()
 
 
-def test_it_answers_with_the_words_of_the_prompt(start):
-    engine = start({}).wait_until_ready()
-    answer = engine.ask(PATH, CHAT).json()
+def last_event(text: str) -> dict:
+    return json.loads([line for line in text.splitlines() if line.startswith("data: ")][-1][6:])
+
+
+def test_it_answers_with_the_words_of_the_prompt(ready: Start) -> None:
+    answer = ready().ask(Endpoint.CHAT, CHAT).json()
     assert answer["choices"][0]["message"]["content"] == "one two three one two three"
 
 
-def test_it_keeps_a_connection_alive(start):
-    engine = start({}).wait_until_ready()
-    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
+def test_it_keeps_a_connection_alive(ready: Start) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", ready().port, timeout=10)
     try:
         for _ in range(3):
             connection.request("GET", "/health")
@@ -67,27 +61,27 @@ def test_it_keeps_a_connection_alive(start):
         connection.close()
 
 
-def test_it_dies_at_the_token_it_was_told(start):
-    engine = start({"die_at_token": 3}).wait_until_ready()
-    with pytest.raises(http.client.IncompleteRead) as cut:
-        engine.ask(PATH, STREAM)
-    assert cut.value.partial.count(b'"content": "') == 2
-    assert engine.process.wait(5) == -signal.SIGKILL
+def test_it_dies_at_the_token_it_was_told(ready: Start) -> None:
+    served = ready(die_at_token=3)
+    reply = served.ask(Endpoint.CHAT, STREAM)
+    assert reply.text.count('"content": "') == 2
+    assert last_event(reply.text)["error"]["code"] == "engine_failed"
+    report = served.until_report(lambda one: one.exit_signal or one.incarnation > 1, "to have died")
+    assert report.exit_signal == signal.SIGKILL
+    assert "killed by signal 9" in report.message
 
 
-def test_it_hangs_at_the_token_it_was_told_and_stays_healthy(start):
-    engine = start({"hang_at_token": 2}).wait_until_ready()
+def test_it_hangs_at_the_token_it_was_told_and_stays_healthy(ready: Start) -> None:
+    served = ready(hang_at_token=2)
     with pytest.raises(TimeoutError):
-        engine.request("POST", PATH, STREAM, timeout_s=0.3)
-    assert engine.health_status() == 200
+        served.ask(Endpoint.CHAT, STREAM, timeout_s=0.3)
+    assert served.health_status() == 200
 
 
-def test_a_malformed_stream_has_one_event_that_is_not_json(start):
-    engine = start({"malformed_stream": True}).wait_until_ready()
-    *events, done = engine.ask(PATH, STREAM).events()
+def test_a_malformed_stream_has_one_event_that_is_not_json(ready: Start) -> None:
+    *events, done = ready(malformed_stream=True).ask(Endpoint.CHAT, STREAM).events()
     assert done == "[DONE]"
-    broken = [event for event in events if not _is_json(event)]
-    assert len(broken) == 1
+    assert len([event for event in events if not _is_json(event)]) == 1
 
 
 def _is_json(text: str) -> bool:
@@ -98,77 +92,79 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def test_a_truncated_stream_is_cut_without_done(start):
-    engine = start({"truncate_stream": True}).wait_until_ready()
-    with pytest.raises(http.client.IncompleteRead) as cut:
-        engine.ask(PATH, STREAM)
-    assert b"[DONE]" not in cut.value.partial
-    assert engine.health_status() == 200
+def test_a_truncated_stream_ends_with_an_error_and_without_done(ready: Start) -> None:
+    served = ready(truncate_stream=True)
+    reply = served.ask(Endpoint.CHAT, STREAM)
+    assert last_event(reply.text)["error"]["code"] == "engine_failed"
+    assert "[DONE]" not in reply.text
+    assert served.health_status() == 200
 
 
-def test_it_answers_with_the_error_status_it_was_told(start):
-    engine = start({"http_status": 503}).wait_until_ready()
-    assert engine.ask(PATH, CHAT).status == 503
-    assert engine.health_status() == 200
+def test_its_error_status_becomes_the_door_s_word_for_it(ready: Start) -> None:
+    served = ready(http_status=503)
+    reply = served.ask(Endpoint.CHAT, CHAT)
+    assert (reply.status, reply.json()["error"]["code"]) == (503, "engine_busy")
+    assert served.health_status() == 200
 
 
-def test_it_ends_at_once_with_a_code_and_a_reason(start):
-    engine = start({"exit_at_start": 7})
-    assert engine.process.wait(5) == 7
-    assert "told to exit with 7" in engine.log.read_text()
+def test_it_ends_at_once_with_a_code_and_a_reason(start: Start) -> None:
+    report = start(exit_at_start=7).until_state("backoff")
+    assert (report.exit_code, report.code) == (7, "engine.died_at_start")
+    assert "told to exit with 7" in report.log_tail[-1]
 
 
-def test_it_is_unhealthy_while_it_starts(start):
-    engine = start({"start_delay_s": 1.0})
-    until(lambda: engine.health_status() == 503, 5, "503")
-    until(lambda: engine.health_status() == 200, 5, "200")
+def test_it_is_unhealthy_while_it_starts(start: Start) -> None:
+    served = start(start_delay_s=1.0)
+    until(lambda: served.health_status() == 503, 5, "503")
+    assert served.ask(Endpoint.CHAT, CHAT).status == 503
+    served.wait_until_ready()
+    assert served.health_status() == 200
 
 
-def test_it_ignores_sigterm_when_told(start):
-    engine = start({"ignore_sigterm": True}).wait_until_ready()
-    with pytest.raises(subprocess.TimeoutExpired):
-        engine.terminate(0.3)
-    assert engine.health_status() == 200
+def test_one_that_ignores_sigterm_is_killed_after_its_grace(ready: Start) -> None:
+    served = ready(ignore_sigterm=True)
+    pid = served.pid
+    os.kill(pid, signal.SIGTERM)
+    assert served.ask(Endpoint.CHAT, CHAT).status == 200
+    served.ask_to_stop()
+    served.until_state("stopped", served.adapter.health.stop_grace_s + 5.0)
+    assert processes.mark(pid) is None
 
 
-def test_its_tree_sits_in_other_sessions_under_other_names_and_outlives_it(start):
-    engine = start({"fork_tree": 2}).wait_until_ready()
-    children = children_named("worker:", engine.process.pid)
-    try:
-        assert len(children) == 2
-        assert len({os.getsid(pid) for pid in [engine.process.pid, *children]}) == 3
-        engine.process.kill()
-        engine.process.wait(5)
-        assert children_named("worker:", engine.process.pid) == children
-        assert engine.health_status() == 0
-    finally:
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
+def test_its_tree_sits_in_other_sessions_under_other_names_and_ends_with_it(ready: Start) -> None:
+    served = ready(fork_tree=2)
+    members = served.members()
+    names = sorted((Path("/proc") / str(member.pid) / "comm").read_text().strip() for member in members)
+    assert names[-2:] == ["worker:0", "worker:1"]
+    assert len({os.getsid(member.pid) for member in members}) == 3
+    os.kill(served.pid, signal.SIGKILL)
+    served.wait_until_ready(2)
+    assert not [member for member in members if processes.is_alive(member)]
 
 
-def test_a_child_holds_its_port_after_it_died(start, tmp_path):
-    engine = start({"hold_port": True}).wait_until_ready()
-    (holder,) = children_named("holder", engine.process.pid)
-    try:
-        engine.process.kill()
-        engine.process.wait(5)
-        second = subprocess.run(engine.process.args, capture_output=True, text=True, timeout=10)
-        assert second.returncode == 4
-        assert "cannot listen" in second.stderr
-    finally:
-        os.kill(holder, signal.SIGKILL)
+def test_a_port_that_its_child_holds_is_free_for_the_next_one(ready: Start) -> None:
+    served = ready(hold_port=True)
+    assert len(served.members()) == 2
+    os.kill(served.pid, signal.SIGKILL)
+    served.wait_until_ready(2)
+    assert served.ask(Endpoint.CHAT, CHAT).status == 200
 
 
-def test_it_really_allocates_what_it_was_told(start):
+def test_it_really_allocates_what_it_was_told(ready: Start) -> None:
     wanted = 64 * 1024**2
-    engine = start({"memory_bytes": wanted}).wait_until_ready()
-    rollup = Path(f"/proc/{engine.process.pid}/smaps_rollup").read_text()
-    (pss_kib,) = [int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")]
-    assert wanted < pss_kib * 1024 < wanted + 24 * 1024**2
+    report = ready(memory_bytes=wanted).until_report(lambda one: one.memory_bytes, "to be weighed")
+    assert wanted < report.memory_bytes < wanted + 24 * 1024**2
 
 
-def test_tokens_come_with_the_delay_it_was_told(start):
-    engine = start({"token_delay_ms": 20.0, "tokens": 5}).wait_until_ready()
+def test_tokens_come_with_the_delay_it_was_told(ready: Start) -> None:
+    served = ready(token_delay_ms=20.0, tokens=5)
     with pytest.raises(TimeoutError):
-        engine.request("POST", PATH, {"messages": []}, timeout_s=0.05)
-    assert engine.ask(PATH, {"messages": []}).json()["usage"]["completion_tokens"] == 5
+        served.ask(Endpoint.CHAT, {"messages": MESSAGES}, timeout_s=0.05)
+    assert served.ask(Endpoint.CHAT, {"messages": MESSAGES}).json()["usage"]["completion_tokens"] == 5
+
+
+def test_its_own_port_speaks_http_that_is_cut_where_it_was_told(ready: Start) -> None:
+    served = ready(truncate_stream=True)
+    with pytest.raises(http.client.IncompleteRead) as cut:
+        exchange(served.port, "POST", PATH, STREAM, key=served.want.engine_key)
+    assert b"[DONE]" not in cut.value.partial

@@ -8,12 +8,12 @@ import openai
 import pytest
 
 from adapters.registry import adapter
-from tests.contract.engines import KEY as REMOTE_KEY
-from tests.contract.engines import SERVED_NAME, RunningEngine
 from tests.controller.cluster import DOOR, Cluster
 from tests.gateway.conftest import door_config, running_door
 from tests.ggufs import write_random_llama
 from tests.node_agent.nodes import Node
+from tests.programs.running import KEY as REMOTE_KEY
+from tests.programs.running import SERVED_NAME, RunningEngine
 from tests.tls import Authority, in_front_of
 from tests.waiting import until_async
 

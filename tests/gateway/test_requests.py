@@ -119,6 +119,15 @@ def test_any_engine_error_becomes_a_known_failure(text: str, status: int) -> Non
         assert "\n" not in failure.message
 
 
+def test_an_error_500_that_blames_the_request_is_a_refusal_and_an_overflow_names_the_field() -> None:
+    body = b'{"error": {"message": "Failed to parse tools: no type", "type": "server_error"}}'
+    failure = errors.engine_failure(500, body, frozenset(), "m", refusal_phrases=("Failed to parse ",))
+    assert (failure.code, errors.status_of(failure)) == ("door.engine_refused", 400)
+    assert errors.engine_failure(500, body, frozenset(), "m").code == "door.engine_failed"
+    overflow = errors.engine_failure(400, body, frozenset({"server_error"}), "m", content="prompt")
+    assert (overflow.code, overflow.param) == ("door.context_length_exceeded", "prompt")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -96,6 +96,21 @@ async def test_a_restarted_node_agent_adopts_the_same_engine(
     assert controller.observed[-1].applied_generation == 1
 
 
+async def test_an_adopted_engine_is_never_told_of_as_starting(node: Node, controller: Controller) -> None:
+    """The door would send it nothing until the next report, though it serves."""
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want()))
+    await nodes.until_state(controller, "ready")
+    await trees.until(lambda: json.loads((node.data_dir / "replicas/rep_one/launch.json").read_text())["load_s"])
+    await node.end(signal.SIGKILL)
+    before = len(controller.observed)
+    await node.start()
+    await trees.until(lambda: len(controller.hellos) == 2 and controller.beats)
+    told = [report.state for observed in controller.observed[before:] for report in observed.replicas]
+    assert set(told) == {"ready"}
+
+
 async def test_killing_the_node_agent_at_any_moment_never_doubles_an_engine(node: Node, controller: Controller) -> None:
     controller.desired = nodes.desired(1, nodes.want())
     events = 0

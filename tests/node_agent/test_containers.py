@@ -27,7 +27,7 @@ from node_agent.containers.house import ContainerHouse
 from node_agent.runner import Runner
 from node_agent.subprocesses import Children
 from protos.slice.node.v1 import node_pb2
-from tests.contract.engines import engine_python
+from tests.engine_models import engine_python
 from tests.ggufs import write_random_llama
 from tests.node_agent import nodes, trees
 from tests.node_agent.nodes import Node

@@ -23,9 +23,10 @@ from node_agent.launching import Prepared
 from node_agent.provisioning import Provisioning
 from node_agent.shim_client import ShimSpec
 from tests import standins
-from tests.contract.engines import engine_python, free_port
+from tests.engine_models import engine_python
 from tests.ggufs import write_random_llama
 from tests.standins import specs
+from tests.standins.llama import free_port
 from tests.waiting import until
 
 CONTEXT = 512

@@ -15,8 +15,8 @@ import pytest
 from adapters.contract import ModelFile
 from adapters.ollama.adoption import MODELS_PATH, VERSION_PATH, adopted
 from adapters.registry import adapter
-from tests.contract.engines import free_port
 from tests.standins.conftest import CONTEXT, Engine, launch_request, running, timed
+from tests.standins.llama import free_port
 from tests.standins.specs import check
 from tests.waiting import until
 

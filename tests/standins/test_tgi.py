@@ -16,9 +16,10 @@ import pytest
 from adapters.contract import ModelFile
 from adapters.registry import adapter
 from tests import standins
-from tests.contract.engines import engine_python, free_port
+from tests.engine_models import engine_python
 from tests.gateway.conftest import RoutesServer, RunningDoor, door_config, route, running_door, serving_routes, target
 from tests.standins.conftest import CONTEXT, Engine, launch_request, model_file, real_program, running
+from tests.standins.llama import free_port
 from tests.standins.specs import check
 from tests.waiting import until
 

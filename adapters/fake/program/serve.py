@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -72,6 +73,14 @@ def words_of(value: object) -> list[str]:
     return []
 
 
+def stops_of(value: object) -> list[str]:
+    """Return the stop strings of a request: none, one, or up to four."""
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+        raise Refused(400, "invalid_request_error", "stop must be a string or a list of strings")
+    return [one for one in stops if one]
+
+
 def vector_of(value: object) -> list[float]:
     """Return a unit vector that depends on the words only."""
     digest = hashlib.sha256(" ".join(words_of(value)).encode()).digest()
@@ -102,8 +111,24 @@ class Answer:
         self.count = min(limit or wanted["tokens"], room)
         self.finish_reason = "length" if self.count in (limit, room) else "stop"
         last = words_of(source[-1]) if isinstance(source, list) and source else prompt
-        self._words = last or ["nothing"]
+        words = last or ["nothing"]
+        self._texts = [("" if number == 0 else " ") + words[number % len(words)] for number in range(self.count)]
         self._wanted = wanted
+        self._cut_at(stops_of(body.get("stop")))
+
+    def _cut_at(self, stops: list[str]) -> None:
+        """End the answer before the first stop string in it, in the middle of a token if need be."""
+        text = "".join(self._texts)
+        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        if not found:
+            return
+        kept, room = [], min(found)
+        for one in self._texts:
+            kept.append(one[:room])
+            room -= len(kept[-1])
+            if room == 0:
+                break
+        self._texts, self.count, self.finish_reason = kept, len(kept), "stop"
 
     def tokens(self):
         """Yield the tokens, misbehaving where the settings say."""
@@ -114,7 +139,7 @@ class Answer:
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == self._wanted["hang_at_token"]:
                 threading.Event().wait()
-            yield ("" if number == 1 else " ") + self._words[(number - 1) % len(self._words)]
+            yield self._texts[number - 1]
 
     def usage(self) -> dict:
         return {
@@ -226,12 +251,20 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("stream"):
             self._stream(answer, base, body, is_chat=is_chat)
             return
-        text = "".join(answer.tokens())
+        text = ""
+        for token in answer.tokens():
+            self._require_client()
+            text += token
         self.counters.add("tokens_predicted_total", answer.count)
         choice = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text, "logprobs": None}
         base["object"] = "chat.completion" if is_chat else "text_completion"
         base["choices"] = [{"index": 0, **choice, "finish_reason": answer.finish_reason}]
         self._json(200, {**base, "usage": answer.usage()})
+
+    def _require_client(self) -> None:
+        """Stop working for a client that has left."""
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise BrokenPipeError
 
     def _stream(self, answer: Answer, base: dict, body: dict, *, is_chat: bool) -> None:
         base["object"] = "chat.completion.chunk" if is_chat else "text_completion"

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from adapters.contract import Capability
-from tests.contract.engines import KEY, SERVED_NAME, RunningEngine
 from tests.engine_models import tiny_safetensors
+from tests.programs.running import KEY, SERVED_NAME, RunningEngine
 from tests.waiting import until
 
 CONTEXT = 1024
