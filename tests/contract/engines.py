@@ -91,8 +91,8 @@ class Contestant:
     tool `set_light` whatever it is asked; without one, engines that declare tools are asked to call it by name.
     `asks_key` is false for engines that know no API keys. `says_when_idle` is true where the engine's own count of
     running requests is the better witness than its CPU time. `is_our_program` means that what is started is a file of
-    `adapters/NAME/program/`. `slow_start` are settings that make a start last. A skip
-    of one that `must_run` fails `make engines-test`.
+    `adapters/NAME/program/`. `slow_start` are settings that make a start last. A skip of one that `must_run` fails
+    `make engines-test`; one that `is_slow` runs only there.
     """
 
     label: str
@@ -107,6 +107,7 @@ class Contestant:
     is_our_program: bool = False
     slow_start: Mapping[str, JsonValue] = field(default_factory=dict)
     must_run: bool = False
+    is_slow: bool = False
 
 
 CONTESTANTS = (
@@ -138,6 +139,9 @@ CONTESTANTS = (
         missing=not_installed("vllm"),
         is_our_program=True,
         must_run=True,
+        # Its processes spin for a second after the last step, whether that was cut or not.
+        says_when_idle=True,
+        is_slow=True,  # each of its starts takes half a minute, and the suite kills it often
     ),
     Contestant(
         label="transformers",
