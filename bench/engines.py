@@ -59,7 +59,9 @@ def _loads(running: Running) -> Section:
         for _ in range(RUNS if engine != "vllm" else 3):
             before = pid(running, name)
             kill(before)
-            until(lambda n=name, b=before: states(running, n) == ["ready"] and pid(running, n) != b, 300.0, name)
+            until(
+                lambda n=name, b=before: states(running, n) == ["ready"] and pid(running, n) not in (0, b), 300.0, name
+            )
             loads.append(float(running.replicas(name)[0]["load_s"]))
         rows.append((engine, *spread(loads, "s"), str(len(loads))))
     return Section(
