@@ -138,10 +138,11 @@ async def test_an_unknown_tag_is_not_found(tmp_path: Path) -> None:
         b'{"layers": [1]}',
         b'{"layers": [{"mediaType": "x", "digest": "sha256:../../x", "size": 1}]}',
         b'{"layers": [{"mediaType": "x", "digest": "sha256:' + b"a" * 64 + b'", "size": -1}]}',
+        b'{"layers": [{"mediaType": "x", "digest": "sha256:' + b"a" * 64 + b'", "size": 1%s}]}' % (b"0" * 30),
         b"[" * 100_000,
         json.dumps({"layers": [{}] * 1000}).encode(),
     ],
-    ids=["empty", "list", "no layers", "number", "no layer", "path", "negative", "deep", "many"],
+    ids=["empty", "list", "no layers", "number", "no layer", "path", "negative", "endless", "deep", "many"],
 )
 def test_what_is_no_manifest_is_refused(body: bytes) -> None:
     with pytest.raises(Failure) as caught:
