@@ -207,12 +207,6 @@ class FileStore:
     def _note_of(self, key: str) -> Path:
         return self._root.parent / "versions" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
-    # -- files on their way -----------------------------------------------------------------------------------------
-
-    def partial_of(self, source: str) -> Path:
-        """Return where a file from `source` is written while it is copied; swept when the node agent begins."""
-        return self._root.parent / "incoming" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.partial"
-
     def sweep(self) -> None:
         """Remove what a copy interrupted by the node agent's death left, and hold every file at its mode."""
         for partial in (*self._root.glob("??/*.partial"), *self._root.parent.glob("incoming/*.partial")):
