@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from core.errors import CODES, Failure
 from core.sources import ModelSource, hf_text
+from core.texts import sendable
 from node_agent.files import choose, kinds
 from node_agent.files.choose import Candidate
 from node_agent.files.http_get import Token
@@ -140,7 +141,7 @@ def _read(source: ModelSource, said: Sequence[Mapping[str, Any]]) -> tuple[str, 
 
 def _candidate(values: Mapping[str, Any]) -> Candidate | None:
     path, size = values.get("path"), values.get("size")
-    if not isinstance(path, str) or not _PATH.match(path):
+    if not isinstance(path, str) or not _PATH.match(path) or sendable(path) != path:
         return None
     if isinstance(size, int) and size > MAX_FILE_BYTES:
         raise Failure(

@@ -221,6 +221,25 @@ async def test_a_folder_of_links_is_stored_file_by_file_with_its_digests(tmp_pat
         assert not [name for name in it.files() if "partial" in name]
 
 
+async def test_a_name_that_is_no_text_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/a-\xe9.gguf")).write_bytes(GGUF)
+    (folder / "b.gguf").write_bytes(GGUF)
+    async with node(tmp_path) as it:
+        done = await pulled(it, f"file:{folder}", formats=("gguf",))
+        assert [part.path for part in done.version_files] == ["b.gguf"]
+
+
+async def test_a_fault_of_ours_ends_the_pull_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "b.gguf"
+    file.write_bytes(GGUF)
+    monkeypatch.setattr("node_agent.files.local.local_manifest", lambda *_: {}["unexpected"])
+    async with node(tmp_path) as it:
+        failed = await pulled(it, f"file:{file}")
+        assert (failed.state, failed.code) == ("failed", "source.invalid")
+
+
 @pytest.mark.parametrize(
     ("files", "code"),
     [
