@@ -26,7 +26,7 @@ from node_agent.files.wants import VersionPart
 
 CHUNK_BYTES = 1024 * 1024
 _MARGIN = 1.1
-_STORED_MODE = 0o400
+_STORED_MODE = 0o444  # also for the nobody of a container; the directories above are ours alone
 _NAME = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -62,7 +62,7 @@ class Cancelled(Exception):
 
 
 class FileStore:
-    """`<root>/sha256/<aa>/<digest>` of mode 0400 and, beside it, `<digest>.facts.json`, whose time is the last use.
+    """`<root>/sha256/<aa>/<digest>` of mode 0444 and, beside it, `<digest>.facts.json`, whose time is the last use.
 
     Invariant: nobody opens a stored file for writing. Engines get it as a hard link, so the mode is what keeps them
     from changing the bytes under their name; what runs as root is not held by it.
