@@ -127,7 +127,8 @@ class Transfer:
                 partial.clear()
                 asked = (0, MAX_FILE_BYTES)
             self._accept(offer, answer)
-            self._write(answer, asked[0], min(asked[1], partial.size or MAX_FILE_BYTES))
+            known = MAX_FILE_BYTES if partial.size is None else partial.size
+            self._write(answer, asked[0], min(asked[1], known))
 
     def _offer(self, answer: Answer, asked: Range) -> Offer:
         validator = ranges.strong(answer.headers.get("etag", ""))
