@@ -12,6 +12,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from node_agent.subprocesses import Children
 
 _LOOK_S = 0.25  # progress is told at most four times a second
 _FILES_AT_ONCE = 4
+_COPIES_AT_ONCE = 8  # two jobs' files
 _KEPT_S = 7 * 86400.0  # what an interrupted pull left is kept so long for the next try
 
 
@@ -68,6 +70,8 @@ class Arrivals:
         self._places = places
         self._children = children
         self._changed = changed
+        # Its own: copies of hours must not hold the threads that heartbeats are made in.
+        self._pool = ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="copy")
         self._coming: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def directory_of(self, order: FileOrder) -> Path:
@@ -298,7 +302,7 @@ class Arrivals:
 
     async def _threaded(self, work: Callable[[threading.Event], Sha256]) -> Sha256:
         stopped = threading.Event()
-        running = asyncio.ensure_future(asyncio.to_thread(work, stopped))
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work, stopped)
         try:
             return await self._told_until(running)
         except asyncio.CancelledError:
