@@ -87,6 +87,8 @@ class Pulls:
             await self._registry.check_free(work, name)
             if is_builtin:
                 await self._registry.register_builtin(work, CATALOG[name])
+            else:
+                await self._registry.check_ours(work, name)
             model = await store.model(work, name)
             if model is not None and model.is_deleting:
                 raise Failure("registry.name_taken", f"model {name!r} is being deleted", hint="try again in a moment")
