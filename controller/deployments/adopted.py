@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.contract import Runtime
-from controller.deployments.model import Deployment
+from controller.deployments.model import Deployment, NewDeployment
 from controller.exchange import DeployableVersion
 from core.errors import Failure
 from core.names import version_text
@@ -47,6 +47,29 @@ def placement(version: DeployableVersion) -> Placement:
         node_name=version.adopted.node_name,
         settings={"address": version.adopted.base_url, "remote_model": version.adopted.remote_model},
     )
+
+
+def check_wish(place: Placement, wish: NewDeployment) -> None:
+    """Check that `wish` asks for nothing but what follows from `place`, where an adopted engine has its model.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    given = (
+        ("runtime", wish.runtime, place.runtime.value),
+        ("image", wish.image, ""),
+        ("node", wish.node_name, place.node_name),
+        ("secret", wish.secret_name, ""),
+    )
+    for param, asked, follows in given:
+        if asked and asked != follows:
+            raise Failure(
+                "request.invalid_field",
+                f"model {wish.model!r} runs in an adopted engine on node {place.node_name}: its {param} cannot be "
+                f"{asked[:80]!r}",
+                hint="leave it out",
+                param=param,
+            )
 
 
 def placement_after(current: Deployment, before: DeployableVersion, after: DeployableVersion) -> Placement:

@@ -131,6 +131,8 @@ class Deployments:
             adapter = chosen_adapter(wish.engine, version.facts, requires=requires, settings=wish.settings)
             engine_version = await self._engine_version(work, adapter, wish.engine_version)
             place = adopted.placement(version)
+            if version.is_adopted:
+                adopted.check_wish(place, wish)
             settings = {**wish.settings, **place.settings}
             chosen = place.runtime if version.is_adopted else runtime.chosen_runtime(adapter, wish)
             spec = checked_spec(

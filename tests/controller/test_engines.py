@@ -363,3 +363,24 @@ async def test_nothing_is_pulled_into_a_model_that_an_adopted_engine_has(cluster
 
         await until_async(has_failed)
         assert len((await cluster.get("models/gemma4"))["versions"]) == 1
+
+
+async def test_what_follows_from_where_an_adopted_model_is_cannot_be_asked_for_otherwise(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await node.until_told(lambda told: True)
+        await reports(node, adopted("gemma4:latest"))
+        await until_models(cluster, "gemma4")
+        await cluster.ok("PUT", "secrets/token", {"value": "s"})
+        for field, value in (
+            ("image", "x@sha256:" + "1" * 64),
+            ("runtime", "process"),
+            ("node", "other"),
+            ("secret", "token"),
+        ):
+            status, answer = await cluster.request("POST", "/api/v1/deployments", {"model": "gemma4", field: value})
+            assert (status, answer["error"]["code"], answer["error"]["param"]) == (
+                400,
+                "request.invalid_field",
+                field,
+            )
+        await cluster.ok("POST", "deployments", {"model": "gemma4", "runtime": "external", "node": "box"})
