@@ -109,6 +109,12 @@ class Blueprints:
             Failure: whatever is wrong with the file or with one of its things, with its line; then nothing was changed.
         """
         wanted = await asyncio.to_thread(reading.blueprint, text)
+        applied = await postgres.repeated(lambda: self._applied(wanted, prune=prune, is_rehearsal=is_rehearsal))
+        if not is_rehearsal:
+            self._wakeups.wake("applied")  # what was woken for before the commit saw nothing of it
+        return applied
+
+    async def _applied(self, wanted: Blueprint, *, prune: bool, is_rehearsal: bool) -> Applied:
         done: list[Change] = []
         waiting: tuple[Change, ...] = ()
         async with self._database.transaction() as connection, connection.transaction() as inner:
@@ -125,10 +131,7 @@ class Blueprints:
             pulls = await self._begun(connection, waiting)
             if is_rehearsal:
                 raise psycopg.Rollback(inner)
-        if is_rehearsal:
-            return Applied(done=tuple(done), waiting=waiting, pulls=())
-        self._wakeups.wake("applied")  # what was woken for before the commit saw nothing of it
-        return Applied(done=tuple(done), waiting=waiting, pulls=pulls)
+        return Applied(done=tuple(done), waiting=waiting, pulls=() if is_rehearsal else pulls)
 
     async def _read(self, connection: postgres.Connection) -> _Cluster:
         every = await self._registry.everything(connection)
