@@ -394,16 +394,20 @@ class EnginePool:
             async with asyncio.timeout(REMOTE_CONNECT_TIMEOUT_S):
                 context = await self._tls_context() if origin.is_tls else None
                 name = origin.host if origin.is_tls else None
-                for place in await _allowed_places(origin):
+                places = await _allowed_places(origin)
+                # Each its share: an address that swallows everything must not use up the time of the next.
+                share_s = REMOTE_CONNECT_TIMEOUT_S / max(1, len(places))
+                for place in places:
                     try:
-                        _, connection = await loop.create_connection(
-                            lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
-                        )
-                    except OSError as error:
+                        async with asyncio.timeout(share_s):
+                            _, connection = await loop.create_connection(
+                                lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
+                            )
+                    except (OSError, TimeoutError) as error:
                         reason = error
                     else:
                         return connection
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:
             reason = error
         raise EngineUnreachable(f"{origin.host}:{origin.port}") from reason
 

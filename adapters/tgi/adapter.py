@@ -242,7 +242,10 @@ class Tgi:
         row = (facts.layers or 0) * (facts.kv_heads or 0) * ((facts.key_length or 0) + (facts.value_length or 0))
         return Footprint(
             weights_bytes=weights * (2 if whole["dtype"] == "float32" else 1),
-            kv_cache_bytes=row * _F16 * context * (slots if isinstance(slots, int) else 1),
+            kv_cache_bytes=row
+            * (2 * _F16 if whole["dtype"] == "float32" else _F16)
+            * context
+            * (slots if isinstance(slots, int) else 1),
             compute_bytes=0,
             overhead_bytes=_OVERHEAD_BYTES,
             provenance=Provenance.COMPUTED,

@@ -50,7 +50,10 @@ class Exchange:
             if self._endpoint is Endpoint.EMBEDDINGS:
                 found = _decode_embedded(body)
                 return _encode(answers.embedding_list(found, self._public, is_base64=self._asked.is_base64))
-            return _encode(self._writer().whole(_decode_piece(body)))
+            piece = _decode_piece(body)
+            if piece.error is not None or not piece.done:
+                raise EngineDied("an answer that is an error, or is not whole")
+            return _encode(self._writer().whole(piece))
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise EngineDied("an answer that is none") from error
 

@@ -126,7 +126,8 @@ def _generate(wanted: _Request) -> dict[str, Any]:
     if not isinstance(prompt, str) or not prompt:
         raise _invalid("prompt", "'prompt' must be one text: this model's engine takes neither lists nor tokens")
     # Without `raw` Ollama would wrap the prompt into the chat template instead of continuing it.
-    native: dict[str, Any] = {"prompt": prompt, "raw": True}
+    # A model that thinks would do so here too, and a completion has no place for it.
+    native: dict[str, Any] = {"prompt": prompt, "raw": True, "think": False}
     if wanted.logprobs is not None and wanted.logprobs is not False:
         native |= {"logprobs": True, "top_logprobs": int(wanted.logprobs)}
     return native
@@ -192,6 +193,8 @@ def _message(given: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
     elif content is not None or not given.get("tool_calls"):
         raise _invalid("messages", "the content of a message must be a text or a list of parts")
     if given.get("tool_calls"):
+        if not isinstance(given["tool_calls"], list):
+            raise _invalid("messages", "the tool_calls of a message must be a list")
         message["tool_calls"] = [_tool_call(one, names) for one in given["tool_calls"]]
     thought = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(thought, str):

@@ -44,6 +44,8 @@ _UNKNOWN = (500, "server_error", "internal_error")
 _UNKNOWN_TEXT = "The front door failed to answer this request; try again, and tell the operator if it stays."
 _NEVER_RETRY = frozenset({"door.engine_timeout", "door.model_disabled"})
 """The SDK retries every 5xx: after a timeout that would load a slow engine again, and nothing enables by itself."""
+_OVERFLOW_CODE = "context_length_exceeded"
+"""OpenAI's own, and so that of every engine elsewhere that is a door like this one."""
 _LONGEST_REFUSAL = 300
 _TELLTALE = re.compile(
     r"traceback|exception|\.(?:py|cpp|cc|go|rs|cu|hpp?)\b|(?:^|[\s'\"(=])/[\w.-]+/|https?://|\b\d{1,3}(?:\.\d{1,3}){3}\b"
@@ -164,7 +166,8 @@ def engine_failure(
     error = engine_error(body)
     status = (error.status or status) if status == 200 else status
     said = error.message if isinstance(error.message, str) else ""
-    if error.type in overflow_types or any(phrase in said for phrase in overflow_phrases):  # 1
+    kinds = {kind for kind in (error.type, error.code) if isinstance(kind, str)}
+    if kinds & {*overflow_types, _OVERFLOW_CODE} or any(phrase in said for phrase in overflow_phrases):  # 1
         return Failure(
             "door.context_length_exceeded",
             f"The prompt does not fit into the context of model '{model}'",

@@ -19,12 +19,36 @@ MAX_LINE_BYTES = 4 * 1024**2
 DONE = b"data: [DONE]\n\n"
 # Engines report a failure inside a stream as {"error": ...}, {"object": "error", ...} or, older llama.cpp, `error: {`.
 _ERROR = re.compile(rb'^(?:data: ?(\{ ?"(?:error" ?: ?["{]|object" ?: ?"error").*)|error: ?(\{.*))$', re.MULTILINE)
+_MENTIONS_ERROR = re.compile(rb'^data: ?(\{.*"error".*)$', re.MULTILINE)
 _HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 # TGI says "" in every chunk of a completion but the last.
 _HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"[^"]')
 _ONLY_DONE = re.compile(rb"^[\r\n]*data: ?\[DONE\][\r\n]*\Z")
 _ANY_NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"(?:[^"\\]|\\.)*"')
 _encode = msgspec.json.Encoder().encode
+
+
+class _MayFail(msgspec.Struct):
+    error: object = None
+
+
+_decode = msgspec.json.Decoder(_MayFail).decode
+
+
+def _found_error(data: bytes) -> tuple[int, bytes] | None:
+    """Return where an engine's error event begins in `data`, whole lines, and its JSON; None when there is none.
+
+    Endpoints elsewhere put `error` anywhere in a chunk: a line that says the word is decoded, all others are not.
+    """
+    if found := _ERROR.search(data):
+        return found.start(), (found[1] or found[2]).strip()
+    for found in _MENTIONS_ERROR.finditer(data):
+        try:
+            if _decode(found[1]).error:
+                return found.start(), found[1].strip()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+    return None
 
 
 class Ending(StrEnum):
@@ -122,10 +146,10 @@ class EventStream:
         return b"\n" if self._tail.endswith(b"\n") else b"\n\n"
 
     def _passed(self, data: bytes) -> bytes:
-        found = _ERROR.search(data) if b"error" in data else None
+        found = _found_error(data) if b"error" in data else None
         if found is not None:
-            self.engine_error = (found[1] or found[2]).strip()
-            data = data[: found.start()]
+            start, self.engine_error = found
+            data = data[:start]
         data = self._name.restore(data)
         if data:
             self._tail = (self._tail + data)[-TAIL_BYTES:] if len(data) < TAIL_BYTES else data[-TAIL_BYTES:]

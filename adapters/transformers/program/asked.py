@@ -122,7 +122,7 @@ def _asked(body, ids, top_logprobs, model, *, param, default_max=None):
     sampling = Sampling(
         max_tokens=_number(body, name, room, 1, 2**31, whole=True),
         temperature=_number(body, "temperature", 1.0, 0, 2),
-        top_p=_number(body, "top_p", 1.0, 1e-6, 1),
+        top_p=max(_number(body, "top_p", 1.0, 0, 1), 1e-6),  # 0 would leave no token at all
         seed=_number(body, "seed", None, -(2**63), 2**63 - 1, whole=True),
         presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
@@ -135,6 +135,8 @@ def _asked(body, ids, top_logprobs, model, *, param, default_max=None):
 def _message(message):
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Refused("a message must be an object with a role", param="messages")
+    if message.get("tool_calls") or message["role"] in ("tool", "function"):
+        raise Refused("calls of tools are not served by this engine", param="messages")
     content = message.get("content")
     if isinstance(content, list):
         parts = [
