@@ -39,7 +39,7 @@ def served(stage: Stage, contestant: Contestant, models: Path) -> Iterator[Serve
         pytest.skip(why)
     made = stage.deploy(
         contestant.engine,
-        name=contestant.label,
+        name=contestant.label.replace(" ", "-"),
         model=contestant.model and contestant.model(models),
         settings=contestant.settings,
     )
