@@ -39,7 +39,7 @@ def served(stage: Stage, contestant: Contestant, models: Path) -> Iterator[Serve
         pytest.skip(why)
     made = stage.deploy(
         contestant.engine,
-        name=contestant.label.replace(" ", "-"),
+        name=contestant.name,
         model=contestant.model and contestant.model(models),
         settings=contestant.settings,
     )

@@ -109,6 +109,11 @@ class Contestant:
     must_run: bool = False
     is_slow: bool = False
 
+    @property
+    def name(self) -> str:
+        """What its replica is called: the label, fit for a node agent."""
+        return self.label.replace(" ", "-")
+
 
 CONTESTANTS = (
     Contestant(
