@@ -107,7 +107,7 @@ def asked(endpoint: Endpoint, body: bytes, model: str) -> Asked:
 def _chat(wanted: _Request) -> dict[str, Any]:
     native: dict[str, Any] = {"messages": _messages(wanted.messages)}
     if wanted.tools and wanted.tool_choice != "none":
-        native["tools"] = wanted.tools
+        native["tools"] = [_tool(one) for one in wanted.tools]
     if wanted.response_format is not None and (form := _format(wanted.response_format)) is not None:
         native["format"] = form
     if wanted.logprobs:
@@ -117,6 +117,13 @@ def _chat(wanted: _Request) -> dict[str, Any]:
             raise _invalid("reasoning_effort", f"'reasoning_effort' must be one of {', '.join(_EFFORTS)}")
         native["think"] = _EFFORTS[wanted.reasoning_effort]
     return native
+
+
+def _tool(given: dict[str, Any]) -> dict[str, Any]:
+    function = given.get("function")
+    if given.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _invalid("tools", "a tool must be of type 'function' and have a function with a name")
+    return given
 
 
 def _generate(wanted: _Request) -> dict[str, Any]:
