@@ -64,7 +64,8 @@ def removed(
     def is_done(engine: Json) -> bool:
         installs = installs_of(engine, version, node)
         for one in installs:
-            if one.get("code"):
+            # An installation that failed has the code of that: it says nothing of its removal.
+            if one.get("code") and (one["code"] == "engine.in_use" or one.get("state") != "failed"):
                 raise _failed(one)
         return not installs
 

@@ -106,6 +106,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "engine.unresponsive": (Kind.FAILED, Retry.LATER),
     "engine.no_free_port": (Kind.UNAVAILABLE, Retry.LATER),
     "container.unavailable": (Kind.CONFLICT, Retry.NEVER),
+    "container.not_answering": (Kind.UNAVAILABLE, Retry.LATER),
     "container.image_not_pinned": (Kind.USAGE, Retry.NEVER),
     "container.image_not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "secret.not_found": (Kind.NOT_FOUND, Retry.NEVER),

@@ -216,7 +216,7 @@ def _differing(name: str, before: Any, after: Any, *, is_new: bool) -> Iterable[
         return
     shown = "version" if name == "number" else name
     if isinstance(after, tuple):
-        before, after = sorted(before), sorted(after)
+        before, after = sorted(set(before)), sorted(set(after))
     if after is None or after == before:
         return
     yield FieldChange(name=shown, before=None if is_new else before, after=after)

@@ -8,6 +8,7 @@ and rolls back. What needs a pull waits for it: the same file applied again goes
 import asyncio
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _ROUNDS = 5
 _FIXED = frozenset({"model", "engine", "runtime", "image", "node", "secret"})
 """Fields in which a deployment that exists cannot be changed."""
 _REASON = "applied from a file"
+_IN_PARTS = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +245,14 @@ def _told(change: Change) -> Iterator[None]:
 
 
 def pinned(version: Version) -> str:
-    """Return the source to pull a version from; one that names a file without its digest gets the version's."""
+    """Return the source to pull a version from; one that names a file without its digest gets the version's.
+
+    Of a GGUF file in parts the version's digest is that of their manifest, which no file has.
+    """
     kind, _, digest = version.digest.partition(":")
     if kind != "sha256" or "#" in version.source or not version.source.lower().endswith(".gguf"):
+        return version.source
+    if _IN_PARTS.search(version.source):
         return version.source
     return f"{version.source}#file={digest}"
 

@@ -106,7 +106,7 @@ class ContainerHouse:
         """Check that `image` is here, or bring it where that is allowed.
 
         Raises:
-            Failure: `container.unavailable`, `container.image_not_found`.
+            Failure: `container.unavailable`, `container.image_not_found`, `container.not_answering`.
         """
         host = self.host()
         if (await self._run(argv.image_exists(host, image), _ASK_DEADLINE_S)).code == 0:
@@ -123,8 +123,9 @@ class ContainerHouse:
         if done.code != 0:
             if self._log is not None:
                 self._log.warning("image_pull_failed", image=image, output=done.output[-2000:])
+            # Retried: a line that was down for a minute must not cost the replica.
             raise Failure(
-                "container.image_not_found",
+                "container.not_answering",
                 f"the image {image} cannot be pulled",
                 hint=f"try `{host.program.value} pull {image}` there; the node agent's log has its words",
             )
@@ -174,7 +175,9 @@ class ContainerHouse:
                 return await self._children.run(tuple(words), environment=self.environment)
         except TimeoutError:
             raise Failure(
-                "container.unavailable", f"`{Path(words[0]).name} {words[1]}` took longer than {deadline_s:.0f} s"
+                "container.not_answering",
+                f"`{Path(words[0]).name} {words[1]}` took longer than {deadline_s:.0f} s",
+                hint="it is tried again; look at the load of the node",
             ) from None
         except OSError as error:
             raise Failure("container.unavailable", f"{words[0]} cannot be run: {error.strerror}") from error

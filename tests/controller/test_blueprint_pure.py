@@ -349,6 +349,7 @@ def test_what_is_neither_in_the_file_nor_here_is_refused_with_its_line(wanted: B
         ("file:/a.gguf#file=" + "b" * 64, DIGEST, "file:/a.gguf#file=" + "b" * 64),
         ("hf:org/m@" + "c" * 40, DIGEST, "hf:org/m@" + "c" * 40),
         ("file:/a.gguf", "", "file:/a.gguf"),
+        ("file:/a-00001-of-00002.gguf", DIGEST, "file:/a-00001-of-00002.gguf"),
     ],
 )
 def test_a_pull_is_pinned_by_the_files_digest(source: str, digest: str, expected: str) -> None:
