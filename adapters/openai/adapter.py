@@ -106,8 +106,12 @@ class OpenAiRemote:
 
     @property
     def dialect(self) -> Dialect:
-        """OpenAI's own; a prompt that does not fit is known by its words, as the error's type says less."""
-        return Dialect(paths=_PATHS, overflow_phrases=("maximum context length",))
+        """OpenAI's own; a prompt that does not fit is known by llama.cpp's type, or by the words of OpenAI and vLLM."""
+        return Dialect(
+            paths=_PATHS,
+            overflow_types=frozenset({"exceed_context_size_error"}),
+            overflow_phrases=("maximum context length", "context window", "exceeds the available context size"),
+        )
 
     @property
     def metrics(self) -> Mapping[str, str]:
