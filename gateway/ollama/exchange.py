@@ -44,13 +44,16 @@ class Exchange:
         """Return a whole answer.
 
         Raises:
-            EngineDied: it is none of Ollama's.
+            EngineDied: it is none of Ollama's, or not whole.
         """
         try:
             if self._endpoint is Endpoint.EMBEDDINGS:
                 found = _decode_embedded(body)
                 return _encode(answers.embedding_list(found, self._public, is_base64=self._asked.is_base64))
-            return _encode(self._writer().whole(_decode_piece(body)))
+            piece = _decode_piece(body)
+            if piece.error is not None or not piece.done:
+                raise EngineDied("an answer that is not whole")
+            return _encode(self._writer().whole(piece))
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise EngineDied("an answer that is none") from error
 

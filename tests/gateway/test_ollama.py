@@ -151,6 +151,12 @@ async def test_an_answer_that_is_none_is_a_502(door: RunningDoor, engine: Script
     assert (await chat(door)).status == 502
 
 
+@pytest.mark.parametrize("whole", [{"error": "model runner has stopped"}, piece("Hel"), {}])
+async def test_an_answer_that_is_not_whole_is_a_502(door: RunningDoor, engine: ScriptedEngine, whole: dict) -> None:
+    engine.script = playing(whole=whole)
+    assert (await chat(door)).status == 502
+
+
 # Streams
 
 
