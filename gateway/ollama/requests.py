@@ -191,8 +191,11 @@ def _message(given: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
         message |= _parts(content)
     elif content is not None or not given.get("tool_calls"):
         raise _invalid("messages", "the content of a message must be a text or a list of parts")
-    if given.get("tool_calls"):
-        message["tool_calls"] = [_tool_call(one, names) for one in given["tool_calls"]]
+    calls = given.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise _invalid("messages", "the tool calls of a message must be a list")
+    if calls:
+        message["tool_calls"] = [_tool_call(one, names) for one in calls]
     thought = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(thought, str):
         message["thinking"] = thought

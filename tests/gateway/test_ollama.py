@@ -357,6 +357,7 @@ def test_parts_are_one_message_and_images_are_taken_out_of_their_url() -> None:
         ("chat", {"messages": [{"role": "user", "content": [FAR_IMAGE]}]}, "messages"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": [CUT_CALL]}]}, "messages"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages"),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages"),
         ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
         ("chat", {"reasoning_effort": "wild"}, "reasoning_effort"),
         ("chat", {"seed": "x"}, "seed"),
