@@ -126,7 +126,9 @@ def _generate(wanted: _Request) -> dict[str, Any]:
     if not isinstance(prompt, str) or not prompt:
         raise _invalid("prompt", "'prompt' must be one text: this model's engine takes neither lists nor tokens")
     # Without `raw` Ollama would wrap the prompt into the chat template instead of continuing it.
-    native: dict[str, Any] = {"prompt": prompt, "raw": True}
+    # With `think` unset it would take the thoughts of a thinking model out of the text, and OpenAI's form has no place
+    # for them.
+    native: dict[str, Any] = {"prompt": prompt, "raw": True, "think": False}
     if wanted.logprobs is not None and wanted.logprobs is not False:
         native |= {"logprobs": True, "top_logprobs": int(wanted.logprobs)}
     return native

@@ -123,6 +123,7 @@ async def test_a_completion_continues_its_prompt_without_a_template(door: Runnin
     assert json.loads(answer.body)["choices"][0]["text"] == "three"
     sent = engine.exchanges[0]
     assert (sent.path, sent.json["raw"], sent.json["options"]["num_predict"]) == ("/api/generate", True, 5)
+    assert sent.json["think"] is False, "the thoughts of a thinking model are its text here"
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
