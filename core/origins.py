@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from core import addresses
 from core.errors import Failure
 
-_HOST = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?\Z")
+# RFC 1035, 2.3.4: a label has 1 to 63 characters; what breaks that cannot even be looked up.
+_HOST = re.compile(r"^(?!.*\.\.|.*[^.]{64})[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?\Z")
 _PATH = re.compile(r"^[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z")
 _MAX_URL = 2000
 

@@ -414,7 +414,10 @@ class EnginePool:
 
 
 async def _allowed_places(origin: Origin) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError("no name that can be looked up") from error
     places = [str(place[0]) for _, _, _, _, place in found]
     return [
         place
