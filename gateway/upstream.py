@@ -387,18 +387,25 @@ class EnginePool:
         return connection
 
     async def _connect_out(self, address: Address, origin: Origin) -> EngineConnection:
-        """Connect to the first address of `origin` that is allowed and answers; the name is looked up this once."""
+        """Connect to the first address of `origin` that is allowed and answers; the name is looked up this once.
+
+        Each gets its share of the time that is left, so that one that swallows everything leaves some to the next.
+        """
         loop = asyncio.get_running_loop()
         reason: Exception | None = None
+        until = loop.time() + REMOTE_CONNECT_TIMEOUT_S
         try:
-            async with asyncio.timeout(REMOTE_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout_at(until):
                 context = await self._tls_context() if origin.is_tls else None
                 name = origin.host if origin.is_tls else None
-                for place in await _allowed_places(origin):
+                places = await _allowed_places(origin)
+                for tried, place in enumerate(places):
+                    share_s = (until - loop.time()) / (len(places) - tried)
                     try:
-                        _, connection = await loop.create_connection(
-                            lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
-                        )
+                        async with asyncio.timeout(share_s):
+                            _, connection = await loop.create_connection(
+                                lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
+                            )
                     except OSError as error:
                         reason = error
                     else:
