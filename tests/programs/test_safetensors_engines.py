@@ -91,6 +91,12 @@ def test_a_seed_decides_what_is_sampled(engine):
     assert len({text(engine, **asked, seed=seed) for seed in range(1, 5)}) > 1
 
 
+def test_the_likeliest_token_alone_may_be_asked_for_by_top_p(engine):
+    if engine.adapter.name == "vllm":
+        pytest.skip("vLLM takes no top_p of 0")
+    assert text(engine, max_tokens=8, temperature=1, top_p=0) == text(engine, max_tokens=8, temperature=0)
+
+
 def test_log_probabilities_come_with_the_likeliest(engine):
     told = chat(engine, max_tokens=3, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
     assert len(told) == 3

@@ -122,7 +122,7 @@ def _asked(body, ids, top_logprobs, model, *, param, default_max=None):
     sampling = Sampling(
         max_tokens=_number(body, name, room, 1, 2**31, whole=True),
         temperature=_number(body, "temperature", 1.0, 0, 2),
-        top_p=_number(body, "top_p", 1.0, 1e-6, 1),
+        top_p=max(_number(body, "top_p", 1.0, 0, 1), 1e-6),  # 0 is what the likeliest token alone is asked for with
         seed=_number(body, "seed", None, -(2**63), 2**63 - 1, whole=True),
         presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
