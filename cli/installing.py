@@ -91,7 +91,9 @@ def moved(
         for name in names:
             for answer in looks(lambda: client.get("replicas"), line.say, clock):
                 mine = [one for one in answer.get("items") or [] if one.get("deployment") == name]
-                if _is_served(mine, version, int(client.get("deployments", name).get("replicas") or 0)):
+                deployment = client.get("deployments", name)
+                wanted = int(deployment.get("replicas") or 0) if deployment.get("is_enabled", True) else 0
+                if _is_served(mine, version, wanted):
                     break
                 line.say(f"{name}: new replicas with {version} take over")
                 if deadline is not None and clock.monotonic() > deadline:

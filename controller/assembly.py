@@ -143,6 +143,7 @@ def build(
             aliases=aliases,
             pulls=pulls,
             deployments=deployments,
+            wakeups=wakeups,
         ),
         pulls=pulls,
         stores=stores,

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from core import addresses
 from core.errors import Failure
 
-# RFC 1035, 2.3.4: a label has 1 to 63 characters; what breaks that cannot even be looked up.
-_HOST = re.compile(r"^(?!.*\.\.|.*[^.]{64})[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?\Z")
+# Labels of 1 to 63 characters (RFC 1035, 2.3.4): the resolver raises UnicodeError for others.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"^(?=.{{1,254}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 _PATH = re.compile(r"^[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z")
 _MAX_URL = 2000
 

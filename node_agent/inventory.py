@@ -9,17 +9,19 @@ import platform
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
-from adapters.contract import Adapter, HostFacts
+from adapters.contract import Adapter, AdoptedModel, HostFacts
 from core.devices import DeviceReading
+from core.texts import sendable
 from node_agent.devices.reading import Devices
 from node_agent.engines import EngineHouse
 from node_agent.engines.orders import AdoptedNow, Install, Survey
 from protos.slice.node.v1 import node_pb2
+
+_MAX_SIZE = 2**63 - 1  # what a message can say
 
 
 def reading_message(reading: DeviceReading) -> node_pb2.DeviceReading:
@@ -114,7 +116,7 @@ def _install_message(install: Install) -> node_pb2.EngineInstall:
         version=install.version,
         state=install.state.value,
         code=install.code,
-        message=install.message,
+        message=sendable(install.message),
         digest=install.digest,
         size_bytes=install.size_bytes,
     )
@@ -123,7 +125,18 @@ def _install_message(install: Install) -> node_pb2.EngineInstall:
 def _adopted_message(adopted: AdoptedNow) -> node_pb2.AdoptedEngine:
     return node_pb2.AdoptedEngine(
         base_url=adopted.base_url,
-        version=adopted.version,
-        models=[node_pb2.AdoptedModel(**asdict(model)) for model in adopted.models],
-        message=adopted.message,
+        version=sendable(adopted.version),
+        models=[_adopted_model(model) for model in adopted.models],
+        message=sendable(adopted.message),
+    )
+
+
+def _adopted_model(model: AdoptedModel) -> node_pb2.AdoptedModel:
+    return node_pb2.AdoptedModel(
+        name=sendable(model.name),
+        sha256=sendable(model.sha256),
+        size_bytes=min(max(model.size_bytes, 0), _MAX_SIZE),
+        format=sendable(model.format),
+        architecture=sendable(model.architecture),
+        quantization=sendable(model.quantization),
     )

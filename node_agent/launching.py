@@ -114,21 +114,26 @@ def model_path(files: Sequence[ModelFile], model_dir: Path) -> str:
     """Return what an engine is pointed at: the file itself, a first GGUF file in `model_dir`, or `model_dir`.
 
     1. No file: nothing.
-    2. One GGUF file: its place in the store.
+    2. One file that is no safetensors, so GGUF, whatever its name: its place in the store.
     3. A GGUF file in parts, or with company: the first one's link, since an engine finds the others beside it.
     4. Anything else: the directory of links.
     """
     if not files:
         return ""
-    is_gguf = _is_gguf(files[0])
-    if is_gguf and len(files) == 1:
+    is_file = is_one_file([file.path for file in files])
+    if is_file and len(files) == 1:
         return files[0].stored_at
-    return str(model_dir / files[0].path) if is_gguf else str(model_dir)
+    return str(model_dir / files[0].path) if is_file else str(model_dir)
 
 
-def _is_gguf(file: ModelFile) -> bool:
-    # A file without a name of its own comes from a release that had GGUF only.
-    return not file.path or file.path.endswith(".gguf")
+def is_one_file(paths: Sequence[str]) -> bool:
+    """Return whether an engine is pointed at the first of a version's files rather than at their folder.
+
+    A GGUF file is known by its first bytes when it is pulled: alone it may have any name, or none in a release that
+    had GGUF only.
+    """
+    first = paths[0].lower()
+    return first.endswith(".gguf") or (len(paths) == 1 and not first.endswith(".safetensors"))
 
 
 def link_model(files: Sequence[ModelFile], model_dir: Path) -> None:
@@ -139,7 +144,7 @@ def link_model(files: Sequence[ModelFile], model_dir: Path) -> None:
         OSError: a link cannot be made.
     """
     shutil.rmtree(model_dir, ignore_errors=True)
-    if len(files) > 1 or (files and not _is_gguf(files[0])):
+    if len(files) > 1 or (files and not is_one_file([files[0].path])):
         make_links({file.path: file.stored_at for file in files}, model_dir)
 
 

@@ -44,6 +44,8 @@ class RemoteProbe:
             raise ProbeError(_TLS_WORDS.get(error.reason or "", "the TLS handshake failed")) from None
         except socket.gaierror:
             raise ProbeError(f"the name {origin.host} cannot be resolved") from None
+        except UnicodeError:
+            raise ProbeError(f"{origin.host} is no name of a host") from None
         except OSError as error:
             raise ProbeError(error.strerror or "the connection failed") from None
 

@@ -15,6 +15,7 @@ from adapters.contract import Runtime
 from core.errors import Failure
 from core.infra import cluster
 from core.states import Desired, ReplicaState
+from core.texts import sendable
 from node_agent import lifecycle, replica
 from node_agent.replica import Replica
 from node_agent.runtimes.container import ContainerEngine
@@ -86,8 +87,8 @@ class Runner:
             incarnation=machine.incarnation,
             state=machine.state.value,
             code=machine.fault.code,
-            message=machine.fault.message,
-            log_tail=machine.fault.log_tail,
+            message=sendable(machine.fault.message),
+            log_tail=[sendable(line) for line in machine.fault.log_tail],
             pid=where.pid,
             host=where.host,
             port=where.port,

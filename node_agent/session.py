@@ -31,6 +31,7 @@ _HEARTBEAT_JITTER = 0.1
 _BACK_OFF_BASE_S = 0.2
 _BACK_OFF_CAP_S = 5.0
 _FATAL_PAUSE_S = 30.0
+_FAULT_PAUSE_S = 5.0
 _GOODBYE_DEADLINE_S = 2.0
 
 
@@ -114,6 +115,9 @@ class Session:
                 self._log.warning("session_rejected", code=rejected.code, message=rejected.message)
             except (_Lapsed, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
                 self._note_end(_words(error), was_open=connection.is_open)
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the node agent, nor go on hot
+                pause_s = _FAULT_PAUSE_S
+                self._log.error("session_failed", error=repr(error), exc=error)
             attempt = 0 if connection.is_open else attempt + 1
             if not self._leaving.is_set():
                 wait_s = max(pause_s, back_off_s(attempt, self._chance()))

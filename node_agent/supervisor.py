@@ -15,6 +15,7 @@ from pathlib import Path
 from core.errors import Failure
 from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
+from core.texts import sendable
 from node_agent import identity, shim_client
 from node_agent.engines.orders import EngineOrder
 from node_agent.files.wants import FileOrder, FileProgress
@@ -184,7 +185,7 @@ class Supervisor:
                     size_bytes=stored.size_bytes,
                     bytes_done=stored.size_bytes,
                     bytes_total=stored.size_bytes,
-                    facts_json=stored.facts_json,
+                    facts_json=sendable(stored.facts_json),
                     chat_template_sha256=stored.chat_template_sha256,
                     used_unix_s=stored.used_unix_s,
                 )
@@ -241,17 +242,22 @@ def _report_of(progress: FileProgress) -> node_pb2.FileReport:
         bytes_total=progress.bytes_total,
         sha256=progress.sha256,
         size_bytes=progress.size_bytes,
-        facts_json=progress.facts_json,
+        facts_json=sendable(progress.facts_json),
         chat_template_sha256=progress.chat_template_sha256,
-        chat_template=progress.chat_template,
-        template_findings=progress.template_findings,
+        chat_template=sendable(progress.chat_template),
+        template_findings=[sendable(finding) for finding in progress.template_findings],
         version_files=[
-            node_pb2.VersionFile(path=part.path, sha256=part.sha256, size_bytes=part.size_bytes, source=part.source)
+            node_pb2.VersionFile(
+                path=sendable(part.path),
+                sha256=part.sha256,
+                size_bytes=part.size_bytes,
+                source=sendable(part.source),
+            )
             for part in progress.version_files
         ],
-        resolved_source=progress.resolved_source,
+        resolved_source=sendable(progress.resolved_source),
         code=progress.code,
-        message=progress.message,
+        message=sendable(progress.message),
     )
 
 

@@ -68,6 +68,8 @@ class LlamaServer(LlamaCpp):
 
     def fingerprint(self, host: HostFacts) -> Fingerprint:
         """Return whether the program is there; what it was built for is not known, so it gets the CPU only."""
+        if host.system != "linux":
+            return Fingerprint(is_usable=False, reason=f"Slice runs llama-server on Linux only, not on {host.system}")
         if _EXECUTABLE not in host.executables:
             return Fingerprint(
                 is_usable=False,

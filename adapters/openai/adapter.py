@@ -106,11 +106,11 @@ class OpenAiRemote:
 
     @property
     def dialect(self) -> Dialect:
-        """OpenAI's own; a prompt that does not fit is known by llama.cpp's type, or by the words of OpenAI and vLLM."""
+        """OpenAI's own; a prompt that does not fit is known by its words, as the error's type says less."""
         return Dialect(
             paths=_PATHS,
-            overflow_types=frozenset({"exceed_context_size_error"}),
-            overflow_phrases=("maximum context length", "context window", "exceeds the available context size"),
+            overflow_types=frozenset({"exceed_context_size_error"}),  # a llama-server
+            overflow_phrases=("maximum context length", "exceeds the available context size", "context window"),
         )
 
     @property

@@ -39,11 +39,16 @@ def blueprint(text: str) -> Blueprint:
     keys = _mapping(root, "the file", ("format", "models", "aliases", "deployments"))
     if "format" in keys and _number(keys["format"], "format", 1, 10**6) > FORMAT:
         raise _wrong(keys["format"], f"this file is of a newer form than {FORMAT}", "upgrade this cluster first")
-    return Blueprint(
+    found = Blueprint(
         models=_section(keys, "models", _model),
         aliases=_section(keys, "aliases", _alias),
         deployments=_section(keys, "deployments", _deployment),
     )
+    models = {model.name for model in found.models or ()}
+    for alias in found.aliases or ():
+        if alias.name in models:
+            raise _at(alias.line, f"{alias.name!r} is the name of a model too", "give the alias another name")
+    return found
 
 
 def _composed(text: str) -> Node:

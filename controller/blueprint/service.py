@@ -8,6 +8,8 @@ and rolls back. What needs a pull waits for it: the same file applied again goes
 import asyncio
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -31,6 +33,7 @@ from controller.registry.stages import Stages
 from core.errors import Failure
 from core.infra import postgres
 from core.names import version_text
+from core.ports import Wakeups
 from core.states import Stage, stage_path
 
 _ROUNDS = 5
@@ -78,6 +81,7 @@ class Blueprints:
         aliases: Aliases,
         pulls: Pulls,
         deployments: Deployments,
+        wakeups: Wakeups,
     ) -> None:
         self._database = database
         self._registry = registry
@@ -85,6 +89,7 @@ class Blueprints:
         self._aliases = aliases
         self._pulls = pulls
         self._deployments = deployments
+        self._wakeups = wakeups
 
     async def exported(self) -> str:
         """Return the text of a file that makes another cluster like this one.
@@ -98,10 +103,18 @@ class Blueprints:
     async def apply(self, text: str, *, prune: bool = False, is_rehearsal: bool = False) -> Applied:
         """Make the cluster what `text` says, as far as it goes without a pull, and begin the pulls that are missing.
 
+        The pulls are begun in the same transaction: one that is refused leaves nothing behind.
+
         Raises:
             Failure: whatever is wrong with the file or with one of its things, with its line; then nothing was changed.
         """
         wanted = await asyncio.to_thread(reading.blueprint, text)
+        applied = await postgres.repeated(lambda: self._applied(wanted, prune=prune, is_rehearsal=is_rehearsal))
+        if not is_rehearsal:
+            self._wakeups.wake("applied")  # what was woken for before the commit saw nothing of it
+        return applied
+
+    async def _applied(self, wanted: Blueprint, *, prune: bool, is_rehearsal: bool) -> Applied:
         done: list[Change] = []
         waiting: tuple[Change, ...] = ()
         async with self._database.transaction() as connection, connection.transaction() as inner:
@@ -115,10 +128,10 @@ class Blueprints:
                 done += now
                 if not now:
                     break
+            pulls = await self._begun(connection, waiting)
             if is_rehearsal:
                 raise psycopg.Rollback(inner)
-        pulls = () if is_rehearsal else await self._begun(waiting)
-        return Applied(done=tuple(done), waiting=waiting, pulls=pulls)
+        return Applied(done=tuple(done), waiting=waiting, pulls=() if is_rehearsal else pulls)
 
     async def _read(self, connection: postgres.Connection) -> _Cluster:
         every = await self._registry.everything(connection)
@@ -126,16 +139,18 @@ class Blueprints:
         rows = await self._deployments.deployments(connection)
         return _Cluster(every=every, blueprint=writing.current(every, rows, facts), facts=facts)
 
-    async def _begun(self, waiting: tuple[Change, ...]) -> tuple[Pull, ...]:
+    async def _begun(self, connection: postgres.Connection, waiting: tuple[Change, ...]) -> tuple[Pull, ...]:
         """Begin to pull the first missing version of each model: numbers are given in the order of arrival."""
         pulls: dict[str, Pull] = {}
         for change in waiting:
             if isinstance(change.wanted, Version) and change.model not in pulls:
-                pulls[change.model] = await self._pulls.begin(change.model, pinned(change.wanted))
+                with _told(change):
+                    source = pinned(change.wanted)
+                    pulls[change.model] = await self._pulls.begin(change.model, source, connection=connection)
         return tuple(pulls.values())
 
     async def _make(self, connection: postgres.Connection, change: Change, there: _Cluster) -> None:
-        try:
+        with _told(change):
             if change.action is Action.DELETE:
                 await self._delete(connection, change)
             elif isinstance(change.wanted, Version):
@@ -145,10 +160,6 @@ class Blueprints:
                 await self._aliases.put(change.name, target, connection=connection)
             elif isinstance(change.wanted, Deployment):
                 await self._deployment(connection, change, change.wanted)
-        except Failure as failure:
-            where = f"line {change.line}, " if change.line else ""
-            message = f"{where}{change.kind} {change.name}: {failure.message}"
-            raise Failure(failure.code, message, hint=failure.hint, param=failure.param) from failure
 
     async def _delete(self, connection: postgres.Connection, change: Change) -> None:
         if change.kind is Kind.ALIAS:
@@ -218,6 +229,17 @@ class Blueprints:
             ),
             connection=connection,
         )
+
+
+@contextmanager
+def _told(change: Change) -> Iterator[None]:
+    """Let a failure of the block say which change of the file it is about."""
+    try:
+        yield
+    except Failure as failure:
+        where = f"line {change.line}, " if change.line else ""
+        message = f"{where}{change.kind} {change.name}: {failure.message}"
+        raise Failure(failure.code, message, hint=failure.hint, param=failure.param) from failure
 
 
 def pinned(version: Version) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.contract import Runtime
+from controller.deployments.model import Deployment, NewDeployment
 from controller.exchange import DeployableVersion
 from core.errors import Failure
+from core.names import version_text
 
 PLACED = frozenset({"address", "remote_model"})
 """Settings that follow from where the model is, whatever was asked for."""
@@ -45,3 +47,44 @@ def placement(version: DeployableVersion) -> Placement:
         node_name=version.adopted.node_name,
         settings={"address": version.adopted.base_url, "remote_model": version.adopted.remote_model},
     )
+
+
+def check_wish(place: Placement, wish: NewDeployment) -> None:
+    """Check that `wish` asks for nothing but what follows from `place`, where an adopted engine has its model.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    given = (
+        ("runtime", wish.runtime, place.runtime.value),
+        ("image", wish.image, ""),
+        ("node", wish.node_name, place.node_name),
+        ("secret", wish.secret_name, ""),
+    )
+    for param, asked, follows in given:
+        if asked and asked != follows:
+            raise Failure(
+                "request.invalid_field",
+                f"model {wish.model!r} runs in an adopted engine on node {place.node_name}: its {param} cannot be "
+                f"{asked[:80]!r}",
+                hint="leave it out",
+                param=param,
+            )
+
+
+def placement_after(current: Deployment, before: DeployableVersion, after: DeployableVersion) -> Placement:
+    """Return how `current`, which serves `before`, is brought to life with `after`.
+
+    Raises:
+        Failure: `request.invalid_field` when only one of both lies in an adopted engine: a deployment's runtime stays;
+            `registry.version_not_found` as for `placement`.
+    """
+    if before.is_adopted != after.is_adopted:
+        raise Failure(
+            "request.invalid_field",
+            f"deployment {current.name!r} cannot go to {version_text(after.model, after.number)}: one of them is "
+            "in an adopted engine, the other is not",
+            hint="make a deployment of its own for that version",
+            param="version",
+        )
+    return placement(after) if after.is_adopted else Placement(node_name=current.node_name)

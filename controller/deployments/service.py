@@ -5,6 +5,7 @@ nothing and starts nothing: the loop does, after the scheduler has planned.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from adapters import registry
@@ -130,6 +131,8 @@ class Deployments:
             adapter = chosen_adapter(wish.engine, version.facts, requires=requires, settings=wish.settings)
             engine_version = await self._engine_version(work, adapter, wish.engine_version)
             place = adopted.placement(version)
+            if version.is_adopted:
+                adopted.check_wish(place, wish)
             settings = {**wish.settings, **place.settings}
             chosen = place.runtime if version.is_adopted else runtime.chosen_runtime(adapter, wish)
             spec = checked_spec(
@@ -240,18 +243,22 @@ class Deployments:
             "replicas": current.replicas if wish.replicas is None else wish.replicas,
             "is_enabled": current.is_enabled if wish.is_enabled is None else wish.is_enabled,
             "disabled_answer": wish.disabled_answer or current.disabled_answer,
+            "node_name": current.node_name,
         }
         if (wish.settings, wish.version, wish.engine_version, wish.requires) == (None, None, None, None):
             return row
         before = await self._versions.version(connection, current.version_id)
         after = before
+        place = adopted.Placement(node_name=current.node_name)
         if wish.version is not None:
             after = await self._versions.deployable(connection, version_text(current.model, wish.version))
+            place = adopted.placement_after(current, before, after)
         engine_version = current.engine_version
         if wish.engine_version is not None:
             adapter = registry.adapter(current.engine)
             engine_version = await self._engine_version(connection, adapter, wish.engine_version)
-        spec = _merged(current, wish, before, after, engine_version)
+        settings = {**(wish.settings or {}), **place.settings}
+        spec = _merged(current, replace(wish, settings=settings), before, after, engine_version)
         return {
             **row,
             "version_id": after.version_id,
@@ -259,6 +266,7 @@ class Deployments:
             "settings": spec.settings,
             "footprint": spec.footprint,
             "requires": list(spec.requires),
+            "node_name": place.node_name,
         }
 
     async def run_engine_version(

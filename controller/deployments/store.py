@@ -41,7 +41,7 @@ _UPDATE = """
 UPDATE controller.deployment
    SET version_id = %(version_id)s, engine_version = %(engine_version)s, replicas = %(replicas)s,
        settings = %(settings)s, footprint = %(footprint)s, requires = %(requires)s, is_enabled = %(is_enabled)s,
-       disabled_answer = %(disabled_answer)s, generation = generation + 1,
+       disabled_answer = %(disabled_answer)s, node_name = %(node_name)s, generation = generation + 1,
        spec_generation = CASE WHEN %(is_new_spec)s THEN generation + 1 ELSE spec_generation END, updated_at = now()
  WHERE deployment_id = %(deployment_id)s AND generation = %(generation)s AND NOT is_deleting
 """

@@ -6,9 +6,7 @@ from controller.ledger.model import Event
 from core.events import Happening
 from core.infra import postgres
 
-# The lock makes commits follow the order of seq: without it a slow transaction could commit a smaller seq after a
-# reader has passed it, and the reader would never see it.
-_LOCK = "SELECT pg_advisory_xact_lock(hashtext('slice-events'))"
+# Each event gets the seq that it keeps at commit, in the order of commits: the schema's trigger `event_numbered`.
 _INSERT = """
 INSERT INTO controller.event (kind, subject_kind, subject, reason, message, data)
 VALUES (%(kind)s, %(subject_kind)s, %(subject)s, %(reason)s, %(message)s, %(data)s)
@@ -21,7 +19,6 @@ SELECT seq, at, kind, subject_kind, subject, reason, message, data
 
 async def insert(connection: postgres.Connection, happenings: tuple[Happening, ...]) -> None:
     """Append `happenings` in the transaction of `connection`."""
-    await connection.execute(_LOCK)
     for item in happenings:
         await postgres.execute(
             connection,

@@ -119,3 +119,15 @@ CREATE TABLE controller.idempotency (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX idempotency_by_age ON controller.idempotency (created_at);
+
+-- Commits follow the order of seq, else a slow transaction could commit a smaller seq after a reader has passed it. The
+-- lock that orders them is taken as the transaction commits, when it waits for nothing any more: taken with its first
+-- event, it would be held while the transaction goes on to wait for rows whose holders wait for that lock.
+CREATE FUNCTION controller.number_event() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('slice-events'));
+    UPDATE controller.event SET seq = nextval(pg_get_serial_sequence('controller.event', 'seq')) WHERE seq = NEW.seq;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER event_numbered AFTER INSERT ON controller.event
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION controller.number_event();

@@ -61,7 +61,14 @@ class Pulls:
             )
         return found
 
-    async def begin(self, name: str, source: str | None, engine: str | None = None) -> Pull:
+    async def begin(
+        self,
+        name: str,
+        source: str | None,
+        engine: str | None = None,
+        *,
+        connection: postgres.Connection | None = None,
+    ) -> Pull:
         """Begin to pull `source` (None: the catalogue's) as the model `name`, in a format that `engine` eats.
 
         Returns a pull that is done when the source pins what a version of any model has and a node holds, the running
@@ -76,16 +83,18 @@ class Pulls:
         text = source if source is not None else await self._catalogue_source(name)
         is_builtin = source is None and text.startswith(BUILTIN)
         asked = None if is_builtin else parse_source(text)
-        async with self._database.transaction() as connection:
-            await self._registry.check_free(connection, name)
+        async with self._database.work(connection) as work:
+            await self._registry.check_free(work, name)
             if is_builtin:
-                await self._registry.register_builtin(connection, CATALOG[name])
-            model = await store.model(connection, name)
+                await self._registry.register_builtin(work, CATALOG[name])
+            else:
+                await self._registry.check_ours(work, name)
+            model = await store.model(work, name)
             if model is not None and model.is_deleting:
                 raise Failure("registry.name_taken", f"model {name!r} is being deleted", hint="try again in a moment")
-            size = 0 if asked is None else await self._taken_over(connection, name, asked, formats)
+            size = 0 if asked is None else await self._taken_over(work, name, asked, formats)
             state = PullState.QUEUED if size is None else PullState.DONE
-            pull = await self._insert(connection, name, text, engine or "", state, size or 0)
+            pull = await self._insert(work, name, text, engine or "", state, size or 0)
         self._wakeups.wake("pull_begun")
         return pull
 

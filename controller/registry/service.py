@@ -192,13 +192,16 @@ class Registry:
         Returns False when this content is a version of it already.
 
         Raises:
-            Failure: `registry.name_taken` while a model of that name is being deleted.
+            Failure: `registry.name_taken` while a model of that name is being deleted, or when its versions lie in an
+                adopted engine and `new` has files of ours.
         """
         await store.ensure_model(connection, self._ids.fresh("mod"), name)
         model = await store.model(connection, name)
         assert model is not None, "made in this transaction"
         if model.is_deleting:
             raise being_deleted(name)
+        if new.files:
+            await self.check_ours(connection, name)
         if not await store.insert_version(connection, self._ids.fresh("ver"), model.model_id, new):
             if all(one.digest != new.digest for one in await store.versions_of(connection, model.model_id)):
                 raise being_deleted(name)  # the same content, deleted by force and not quite gone
@@ -334,6 +337,22 @@ class Registry:
                 "registry.name_taken",
                 f"{name!r} is an alias",
                 hint="delete the alias first, or choose another name",
+                param="name",
+            )
+
+    async def check_ours(self, connection: postgres.Connection, name: str) -> None:
+        """Check that no version of the model `name` lies in an adopted engine: ours would be mixed with its own.
+
+        Raises:
+            Failure: `registry.name_taken`.
+        """
+        model = await store.model(connection, name)
+        there = [] if model is None else await store.versions_of(connection, model.model_id)
+        if any(places.is_adopted(version) for version in there):
+            raise Failure(
+                "registry.name_taken",
+                f"the versions of model {name!r} lie in an adopted engine",
+                hint="give what you pull another name",
                 param="name",
             )
 

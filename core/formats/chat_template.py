@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import Failure
+from core.texts import sendable
 
 MAX_TEMPLATE_BYTES = 256 * 1024  # the longest of well-known models has below 20 KB
 MAX_TEMPLATES = 32
@@ -98,9 +99,10 @@ def chosen(templates: Mapping[str, str]) -> ChatTemplate:
     for name, text in templates.items():
         which = "" if name == DEFAULT else f"template {name[:80]!r}: "
         findings += [f"{which}{finding}" for finding in lint(text, name)]
-    text = templates[DEFAULT] if DEFAULT in templates else next(iter(templates.values()))
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-    return ChatTemplate(text=text, sha256=digest, findings=tuple(findings[:_MAX_FINDINGS]))
+    text = sendable(templates[DEFAULT] if DEFAULT in templates else next(iter(templates.values())))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    told = tuple(sendable(finding) for finding in findings[:_MAX_FINDINGS])
+    return ChatTemplate(text=text, sha256=digest, findings=told)
 
 
 def of_json(value: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,20 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield connection
+
+
+async def repeated(work: Callable[[], Awaitable[Row]]) -> Row:
+    """Return what `work` does in transactions of its own, tried once more when it was ended to resolve a deadlock.
+
+    Raises:
+        Failure: as `work` does; `storage.unavailable` when it met a deadlock again.
+    """
+    try:
+        return await work()
+    except Failure as failure:
+        if not isinstance(failure.__cause__, pg.DeadlockDetected):
+            raise
+    return await work()
 
 
 @contextmanager

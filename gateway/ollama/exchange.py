@@ -44,7 +44,7 @@ class Exchange:
         """Return a whole answer.
 
         Raises:
-            EngineDied: it is none of Ollama's, or not whole.
+            EngineDied: it is none of Ollama's.
         """
         try:
             if self._endpoint is Endpoint.EMBEDDINGS:
@@ -52,7 +52,7 @@ class Exchange:
                 return _encode(answers.embedding_list(found, self._public, is_base64=self._asked.is_base64))
             piece = _decode_piece(body)
             if piece.error is not None or not piece.done:
-                raise EngineDied("an answer that is not whole")
+                raise EngineDied("an answer that is an error, or is not whole")
             return _encode(self._writer().whole(piece))
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise EngineDied("an answer that is none") from error

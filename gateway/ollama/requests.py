@@ -107,7 +107,7 @@ def asked(endpoint: Endpoint, body: bytes, model: str) -> Asked:
 def _chat(wanted: _Request) -> dict[str, Any]:
     native: dict[str, Any] = {"messages": _messages(wanted.messages)}
     if wanted.tools and wanted.tool_choice != "none":
-        native["tools"] = wanted.tools
+        native["tools"] = [_tool(one) for one in wanted.tools]
     if wanted.response_format is not None and (form := _format(wanted.response_format)) is not None:
         native["format"] = form
     if wanted.logprobs:
@@ -119,6 +119,13 @@ def _chat(wanted: _Request) -> dict[str, Any]:
     return native
 
 
+def _tool(given: dict[str, Any]) -> dict[str, Any]:
+    function = given.get("function")
+    if given.get("type") != "function" or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise _invalid("tools", "a tool must be of type 'function' and have a function with a name")
+    return given
+
+
 def _generate(wanted: _Request) -> dict[str, Any]:
     prompt = wanted.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -126,8 +133,7 @@ def _generate(wanted: _Request) -> dict[str, Any]:
     if not isinstance(prompt, str) or not prompt:
         raise _invalid("prompt", "'prompt' must be one text: this model's engine takes neither lists nor tokens")
     # Without `raw` Ollama would wrap the prompt into the chat template instead of continuing it.
-    # With `think` unset it would take the thoughts of a thinking model out of the text, and OpenAI's form has no place
-    # for them.
+    # A model that thinks would do so here too, and a completion has no place for it.
     native: dict[str, Any] = {"prompt": prompt, "raw": True, "think": False}
     if wanted.logprobs is not None and wanted.logprobs is not False:
         native |= {"logprobs": True, "top_logprobs": int(wanted.logprobs)}
@@ -193,11 +199,10 @@ def _message(given: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
         message |= _parts(content)
     elif content is not None or not given.get("tool_calls"):
         raise _invalid("messages", "the content of a message must be a text or a list of parts")
-    calls = given.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise _invalid("messages", "the tool calls of a message must be a list")
-    if calls:
-        message["tool_calls"] = [_tool_call(one, names) for one in calls]
+    if given.get("tool_calls"):
+        if not isinstance(given["tool_calls"], list):
+            raise _invalid("messages", "the tool_calls of a message must be a list")
+        message["tool_calls"] = [_tool_call(one, names) for one in given["tool_calls"]]
     thought = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(thought, str):
         message["thinking"] = thought

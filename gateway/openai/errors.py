@@ -45,6 +45,7 @@ _UNKNOWN_TEXT = "The front door failed to answer this request; try again, and te
 _NEVER_RETRY = frozenset({"door.engine_timeout", "door.model_disabled"})
 """The SDK retries every 5xx: after a timeout that would load a slow engine again, and nothing enables by itself."""
 _OVERFLOW_CODE = "context_length_exceeded"
+"""OpenAI's own, and so that of every engine elsewhere that is a door like this one."""
 _LONGEST_REFUSAL = 300
 _TELLTALE = re.compile(
     r"traceback|exception|\.(?:py|cpp|cc|go|rs|cu|hpp?)\b|(?:^|[\s'\"(=])/[\w.-]+/|https?://|\b\d{1,3}(?:\.\d{1,3}){3}\b"
@@ -157,8 +158,7 @@ def engine_failure(
     """Return our failure for an engine's reply of `status` (400 to 599, or 200 for an error inside a stream).
 
     `content` is the field that holds what the model reads. The decision, first match wins:
-    1. OpenAI's own code for it, an error type of the dialect's `overflow_types`, or a message with one of its phrases:
-       the prompt does not fit
+    1. an error type of the dialect's `overflow_types`, or a message with one of its phrases: the prompt does not fit
     2. 400, 413, 422, or one of its `refusal_phrases`: the engine refuses the request; its cleaned words are shown
     3. 429, 503: the engine is busy or still loading; another replica may do
     4. anything else, 401, 403 and 404 included (our own key and path, not the client's): the engine failed
@@ -166,8 +166,8 @@ def engine_failure(
     error = engine_error(body)
     status = (error.status or status) if status == 200 else status
     said = error.message if isinstance(error.message, str) else ""
-    is_overflow = error.code == _OVERFLOW_CODE or (isinstance(error.type, str) and error.type in overflow_types)
-    if is_overflow or any(phrase in said for phrase in overflow_phrases):  # 1
+    kinds = {kind for kind in (error.type, error.code) if isinstance(kind, str)}
+    if kinds & {*overflow_types, _OVERFLOW_CODE} or any(phrase in said for phrase in overflow_phrases):  # 1
         return Failure(
             "door.context_length_exceeded",
             f"The prompt does not fit into the context of model '{model}'",

@@ -112,6 +112,8 @@ def _brought(source: ModelSource, whole: Path) -> str:
                 if done - told >= _STEP_BYTES:
                     told = done
                     print(f"progress {done} {total}", flush=True)
+    if done < total:
+        raise Failure("source.unreachable", f"{source.file_name} broke off on its way", hint="it is tried again")
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from node_agent.subprocesses import Children
 
 _LOOK_S = 0.25  # progress is told at most four times a second
 _FILES_AT_ONCE = 4
+_COPIES_AT_ONCE = 8  # two jobs' files
 _KEPT_S = 7 * 86400.0  # what an interrupted pull left is kept so long for the next try
 
 
@@ -68,6 +70,8 @@ class Arrivals:
         self._places = places
         self._children = children
         self._changed = changed
+        # Its own: copies of hours must not hold the threads that heartbeats are made in.
+        self._pool = ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="copy")
         self._coming: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def directory_of(self, order: FileOrder) -> Path:
@@ -101,8 +105,11 @@ class Arrivals:
         await asyncio.to_thread(shutil.rmtree, self.directory_of(order), ignore_errors=True)
 
     def sweep(self, now_s: float) -> None:
-        """Remove what interrupted pulls left more than a week ago. Blocks."""
+        """Remove what interrupted pulls left more than a week ago, and at once what cannot be gone on with. Blocks."""
         self._places.hub.sweep()
+        for half in self._places.downloads.glob("*/*.partial"):
+            if not partial.note_of(half).exists():
+                half.unlink(missing_ok=True)
         for directory in self._places.downloads.glob("*"):
             with contextlib.suppress(OSError):
                 if now_s - directory.stat().st_mtime > _KEPT_S:
@@ -141,13 +148,14 @@ class Arrivals:
             # no two wait for each other.
             for digest in sorted({item.sha256 for item in manifest.items if item.sha256}):
                 await stack.enter_async_context(self._coming.setdefault(digest, asyncio.Lock()))
+            directory = self.directory_of(order)
             try:
-                arrived = await self._all_items(self.directory_of(order), job, manifest)
+                arrived = await self._all_items(directory, job, manifest)
                 return await self._stored(order, manifest, arrived)
             finally:
                 for item in manifest.items:
-                    if item.local is not None:
-                        self._store.partial_of(item.source).unlink(missing_ok=True)
+                    if item.local is not None:  # a copy is not gone on with
+                        _partial_of(directory, item).unlink(missing_ok=True)
 
     async def _all_items(self, directory: Path, job: Job, manifest: Manifest) -> list[_Arrived]:
         here = await asyncio.to_thread(lambda: {item.path: self._here(item) for item in manifest.items})
@@ -230,11 +238,11 @@ class Arrivals:
     # -- one file -----------------------------------------------------------------------------------------------------
 
     async def _brought(self, item: Item, job: Job, directory: Path) -> _Arrived:
+        # In the job's own directory: another job may write the same source at the same time.
+        place = _partial_of(directory, item)
         if item.remote is not None:
-            place = _partial_of(directory, item)
             digest = await self._downloaded(item, item.remote, job, place)
         elif item.local is not None:
-            place = self._store.partial_of(item.source)
             digest = await self._copied(item, item.local, job, place)
         else:
             assert item.wheel is not None
@@ -294,7 +302,7 @@ class Arrivals:
 
     async def _threaded(self, work: Callable[[threading.Event], Sha256]) -> Sha256:
         stopped = threading.Event()
-        running = asyncio.ensure_future(asyncio.to_thread(work, stopped))
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work, stopped)
         try:
             return await self._told_until(running)
         except asyncio.CancelledError:

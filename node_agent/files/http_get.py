@@ -84,14 +84,20 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """Bytes of this body as announced, or None."""
+        """Bytes of this body as announced, or None; chunks say for themselves how many they are (RFC 9112, 6.3)."""
+        if self._is_chunked:
+            return None
         text = self.headers.get("content-length", "")
         return int(text) if text.isascii() and text.isdigit() else None
 
     @property
     def tells_its_end(self) -> bool:
         """Whether a body that is cut off can be told from one that is whole."""
-        return self.length is not None or "chunked" in self.headers.get("transfer-encoding", "").lower()
+        return self.length is not None or self._is_chunked
+
+    @property
+    def _is_chunked(self) -> bool:
+        return "chunked" in self.headers.get("transfer-encoding", "").lower()
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it comes; ends early when the line is cut and the head announced a length.

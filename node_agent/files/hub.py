@@ -17,12 +17,13 @@ from urllib.parse import quote
 
 from core.errors import CODES, Failure
 from core.sources import ModelSource, hf_text
+from core.texts import sendable
 from node_agent.files import choose, kinds
 from node_agent.files.choose import Candidate
 from node_agent.files.http_get import Token
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.origins import SourceOrigins
-from node_agent.files.transfer import Remote
+from node_agent.files.transfer import MAX_FILE_BYTES, Remote
 from node_agent.subprocesses import Children
 
 _DEADLINE_S = 90.0
@@ -140,8 +141,12 @@ def _read(source: ModelSource, said: Sequence[Mapping[str, Any]]) -> tuple[str, 
 
 def _candidate(values: Mapping[str, Any]) -> Candidate | None:
     path, size = values.get("path"), values.get("size")
-    if not isinstance(path, str) or not _PATH.match(path):
+    if not isinstance(path, str) or not _PATH.match(path) or sendable(path) != path:
         return None
+    if isinstance(size, int) and size > MAX_FILE_BYTES:
+        raise Failure(
+            "source.invalid", f"{path[:200]} is said to have more bytes than a file can have", hint="check hf_endpoint"
+        )
     sha256, sha1 = str(values.get("sha256") or ""), str(values.get("git_sha1") or "")
     return Candidate(
         path=path,

@@ -21,6 +21,7 @@ from core.errors import Failure
 from core.ids import Sha256
 from core.infra import cluster
 from core.sources import ModelSource
+from core.texts import sendable
 from node_agent.files import choose, kinds
 from node_agent.files.choose import Candidate
 from node_agent.files.manifest import Item, Manifest
@@ -69,7 +70,7 @@ def _siblings(path: Path) -> list[Candidate]:
     try:
         if not choose.is_part(path.name):
             return [Candidate(path=path.name, size_bytes=path.stat().st_size)]
-        found = [entry for entry in os.scandir(path.parent) if entry.is_file()]
+        found = [entry for entry in os.scandir(path.parent) if entry.is_file() and _is_utf8(entry.name)]
         return [Candidate(path=entry.name, size_bytes=entry.stat().st_size) for entry in found]
     except OSError:
         return []  # what is wrong is said when the file itself is opened
@@ -93,12 +94,19 @@ def _plain_files(folder: Path) -> Iterator[Candidate]:
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
+            if not _is_utf8((inside / name).as_posix()):
+                continue
             with contextlib.suppress(OSError):  # dangling, or gone meanwhile
                 facts = (Path(parent) / name).stat()
                 if stat.S_ISREG(facts.st_mode):
                     yield Candidate(path=(inside / name).as_posix(), size_bytes=facts.st_size)
             if (count := count + 1) > _MAX_ENTRIES:
                 return
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a name can be told: what is not UTF-8 on the disk has surrogates here."""
+    return sendable(name) == name
 
 
 def take_local(

@@ -17,7 +17,7 @@ from node_agent.files.download import Downloader
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.origins import SourceOrigins
 from node_agent.files.reach import Reach, origin_of
-from node_agent.files.transfer import Remote
+from node_agent.files.transfer import MAX_FILE_BYTES, Remote
 
 _MANIFEST_MAX_BYTES = 1024**2
 _MAX_LAYERS = 64
@@ -128,6 +128,6 @@ def read_layers(source: ModelSource, body: bytes) -> Sequence[tuple[str, Sha256,
 def _layer(layer: Mapping[str, Any]) -> tuple[str, Sha256, int]:
     kind, digest = _TYPE.match(str(layer["mediaType"])), _DIGEST.match(str(layer["digest"]))
     size = layer["size"]
-    if digest is None or isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    if digest is None or isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
         raise ValueError
     return kind[1] if kind else "", Sha256(digest[1]), size

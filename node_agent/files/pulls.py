@@ -215,6 +215,13 @@ class Pulls:
             return failure
         except OSError as error:
             return Failure("disk.full", f"{source.file_name} cannot be stored: {error.strerror}", hint="check the disk")
+        except Exception as error:  # noqa: BLE001 - the job's outermost frame: else its pulls stay queued for ever
+            self._log.error("fetch_failed", source=source.text, error=repr(error), exc=error)
+            return Failure(
+                "source.invalid",
+                f"{source.file_name} cannot be taken: something in it is not as we expect",
+                hint="check where it comes from; the node agent's log says more",
+            )
         finally:
             job.promise.release()
             if job.is_unwanted:

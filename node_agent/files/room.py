@@ -74,6 +74,8 @@ class Room:
             Failure: `disk.full` after `timeout_s`.
         """
         may_look = is_measured
+        if not is_measured:
+            self._freed.clear()  # our own promise was just given back: that is no news
         try:
             async with asyncio.timeout(timeout_s):
                 while not may_look or await asyncio.to_thread(self.left) < needed_bytes:

@@ -26,7 +26,7 @@ from node_agent.files.wants import VersionPart
 
 CHUNK_BYTES = 1024 * 1024
 _MARGIN = 1.1
-_STORED_MODE = 0o400
+_STORED_MODE = 0o444  # also for the nobody of a container; the directories above are ours alone
 _NAME = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -62,7 +62,7 @@ class Cancelled(Exception):
 
 
 class FileStore:
-    """`<root>/sha256/<aa>/<digest>` of mode 0400 and, beside it, `<digest>.facts.json`, whose time is the last use.
+    """`<root>/sha256/<aa>/<digest>` of mode 0444 and, beside it, `<digest>.facts.json`, whose time is the last use.
 
     Invariant: nobody opens a stored file for writing. Engines get it as a hard link, so the mode is what keeps them
     from changing the bytes under their name; what runs as root is not held by it.
@@ -206,12 +206,6 @@ class FileStore:
 
     def _note_of(self, key: str) -> Path:
         return self._root.parent / "versions" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-    # -- files on their way -----------------------------------------------------------------------------------------
-
-    def partial_of(self, source: str) -> Path:
-        """Return where a file from `source` is written while it is copied; swept when the node agent begins."""
-        return self._root.parent / "incoming" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.partial"
 
     def sweep(self) -> None:
         """Remove what a copy interrupted by the node agent's death left, and hold every file at its mode."""

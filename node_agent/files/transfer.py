@@ -20,7 +20,7 @@ from node_agent.files.ranges import Meaning, Offer, Range
 from node_agent.files.store import CHUNK_BYTES, Cancelled, require_digest
 
 _HEAD_BYTES = 64
-_MAX_FILE_BYTES = 4 * 1024**4
+MAX_FILE_BYTES = 4 * 1024**4
 _MANIFESTS = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 
 
@@ -125,9 +125,10 @@ class Transfer:
                 raise Restart
             if offer.meaning is Meaning.WHOLE:
                 partial.clear()
-                asked = (0, _MAX_FILE_BYTES)
+                asked = (0, MAX_FILE_BYTES)
             self._accept(offer, answer)
-            self._write(answer, asked[0], min(asked[1], partial.size or _MAX_FILE_BYTES))
+            known = MAX_FILE_BYTES if partial.size is None else partial.size
+            self._write(answer, asked[0], min(asked[1], known))
 
     def _offer(self, answer: Answer, asked: Range) -> Offer:
         validator = ranges.strong(answer.headers.get("etag", ""))
@@ -158,7 +159,7 @@ class Transfer:
             if size is None and expected is None:
                 raise Restart
             self.knows_ranges = True
-        if (size or 0) > _MAX_FILE_BYTES:
+        if (size or 0) > MAX_FILE_BYTES:
             raise Failure("source.invalid", f"{self.remote.name} is said to have {size} bytes")
         partial.size = size if size is not None else expected
         partial.validator = offer.validator or partial.validator

@@ -87,7 +87,7 @@ class ContainerEngine(ProcessEngine):
     def _inside(self, request: LaunchRequest) -> LaunchRequest:
         """Return `request` as it looks from inside."""
         names = list(self._model_links())
-        is_one_file = bool(names) and names[0].endswith(".gguf")
+        is_one_file = bool(names) and launching.is_one_file(names)
         path = (f"{MODEL_MOUNT}/{names[0]}" if is_one_file else MODEL_MOUNT) if names else ""
         return replace(
             request,
@@ -166,7 +166,8 @@ def environment_text(environment: dict[str, str]) -> str:
 
 def _let_read(model_dir: Path) -> None:
     """Let the container's root, who is nobody here, read the model: on this machine the directories above keep others
-    out, all of them ours alone.
+    out, all of them ours alone. The files are links into the store, whose mode lets everybody read, nobody write.
     """
     for path in (model_dir, *model_dir.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        if path.is_dir():
+            path.chmod(0o755)

@@ -177,3 +177,13 @@ def test_the_table_fits_a_terminal_of_100_columns(cluster: PlayedCluster, slice_
     assert terminal.end() == 0
     assert all(len(line) <= 100 for line in terminal.seen.replace("\r", "").splitlines() if "\x1b" not in line)
     assert "2026.10.11549" in terminal.seen
+
+
+def test_an_upgrade_does_not_wait_for_replicas_of_what_is_disabled(cluster: PlayedCluster, slice_: Slice) -> None:
+    cluster.deployments["smollm2"] = things.deployment(is_enabled=False)
+    cluster.replicas = []
+    ended = slice_(
+        *("engine", "upgrade", "llamacpp@0.4.0", "--deployments", "smollm2", "--wait", "--timeout", "1s"),
+    )
+    assert ended.code == 0, ended.err
+    assert ended.err.splitlines()[-1] == "new deployments of llamacpp get 0.4.0; moved smollm2"

@@ -186,7 +186,7 @@ class SecondLife:
 def second_life(stage: Stage, contestant: Contestant, served: Served, models: Path) -> SecondLife:
     second = stage.deploy(
         contestant.engine,
-        name=f"{contestant.label}-second",
+        name=f"{contestant.name}-second",
         model=contestant.model and contestant.model(models),
         settings={**contestant.settings, **contestant.slow_start},
     )

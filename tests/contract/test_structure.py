@@ -46,7 +46,7 @@ def caller(stage: Stage, contestant: Contestant, served: Served, models: Path) -
         return served
     return stage.deploy(
         contestant.engine,
-        name=f"{contestant.label}-calling",
+        name=f"{contestant.name}-calling",
         model=contestant.calling_model(models),
         settings={**contestant.settings, "context": 2048},
     ).wait_until_ready()

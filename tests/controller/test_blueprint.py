@@ -214,3 +214,23 @@ async def test_an_external_deployment_comes_back_from_its_file_with_its_secrets_
     assert (await cluster.request("DELETE", f"/api/v1/models/{shown['model'].partition('@')[0]}"))[0] == 204
     assert (await apply(cluster, text))[1]["is_complete"]
     assert await exported(cluster) == text
+
+
+async def test_a_pull_that_is_refused_leaves_nothing_of_the_file_behind(cluster: Cluster) -> None:
+    await cluster.ok("POST", "pulls", {"name": "fake"})
+    await cluster.ok("PUT", "aliases/chat", {"model": "fake"})
+    await cluster.ok("POST", "pulls", {"name": "q", "source": source(1), "engine": "llamacpp"})
+    rest = "deployments:\n- {name: one, model: fake, engine: fake}\n"
+    for name, wanted, message in (
+        ("chat", "file:/models/q.gguf", "line 3, version chat@v1: 'chat' is an alias"),
+        ("q", source(1), "line 3, version q@v1: this source is being pulled as 'q' for llamacpp"),
+    ):
+        text = f"models:\n- name: {name}\n  versions: [{{source: '{wanted}'}}]\n" + rest
+        for query in ("?dry_run=true", ""):
+            status, answer = await apply(cluster, text, query)
+            assert (status, answer["error"]["code"], answer["error"]["message"]) == (
+                409,
+                "registry.name_taken",
+                message,
+            )
+        assert (await cluster.get("deployments"))["items"] == []

@@ -353,3 +353,10 @@ def test_what_is_neither_in_the_file_nor_here_is_refused_with_its_line(wanted: B
 )
 def test_a_pull_is_pinned_by_the_files_digest(source: str, digest: str, expected: str) -> None:
     assert pinned(Version(number=1, source=source, digest=digest)) == expected
+
+
+def test_a_name_is_a_models_or_an_aliass_not_both() -> None:
+    text = "models:\n- name: m\n  versions: [{source: 'file:/m.gguf'}]\naliases:\n- {name: m, model: n}\n"
+    with pytest.raises(Failure, match="line 5: 'm' is the name of a model too") as caught:
+        reading.blueprint(text)
+    assert caught.value.code == "request.invalid_field"

@@ -320,3 +320,67 @@ async def test_an_adopted_model_is_deployed_on_its_node_under_its_name_there(clu
             return status == 404 and answer["error"]["code"] == "registry.version_not_found"
 
         await until_async(is_refused)
+
+
+async def test_an_adopted_deployment_goes_to_another_version_with_its_place(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await node.until_told(lambda told: True)
+        await reports(node, adopted("gemma4:latest"))
+        await until_models(cluster, "gemma4")
+        await cluster.ok("POST", "deployments", {"model": "gemma4"})
+        moved = adopted("gemma4:latest", digest="a" * 64)
+        moved.adopted.base_url = "http://127.0.0.1:11500"
+        await reports(node, moved)
+
+        async def has_two() -> bool:
+            return len((await cluster.get("models/gemma4"))["versions"]) == 2
+
+        await until_async(has_two)
+        changed = await cluster.ok("PATCH", "deployments/gemma4", {"version": 2})
+        assert (changed["version"], changed["settings"]["address"]) == (2, "http://127.0.0.1:11500")
+        assert changed["settings"]["remote_model"] == "gemma4:latest"
+        # What that engine has no more cannot be served from it.
+        back = await refused(cluster, "PATCH", "deployments/gemma4", {"version": 1})
+        assert back == (404, "registry.version_not_found")
+
+
+async def test_nothing_is_pulled_into_a_model_that_an_adopted_engine_has(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await node.until_told(lambda told: True)
+        source = f"file:/models/x.gguf#file={5:064x}"
+        early = await cluster.ok("POST", "pulls", {"name": "gemma4", "source": source})
+        await reports(node, adopted("gemma4:latest"))
+        await until_models(cluster, "gemma4")
+        assert await refused(cluster, "POST", "pulls", {"name": "gemma4", "source": source}) == (
+            409,
+            "registry.name_taken",
+        )
+        await node.finish_pull(early["id"], f"{5:064x}")
+
+        async def has_failed() -> bool:
+            error = (await cluster.get(f"pulls/{early['id']}"))["error"]
+            return error is not None and error["code"] == "registry.name_taken"
+
+        await until_async(has_failed)
+        assert len((await cluster.get("models/gemma4"))["versions"]) == 1
+
+
+async def test_what_follows_from_where_an_adopted_model_is_cannot_be_asked_for_otherwise(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await node.until_told(lambda told: True)
+        await reports(node, adopted("gemma4:latest"))
+        await until_models(cluster, "gemma4")
+        await cluster.ok("PUT", "secrets/token", {"value": "s"})
+        for field, value in (
+            ("image", "x@sha256:" + "1" * 64),
+            ("runtime", "process"),
+            ("node", "other"),
+            ("secret", "token"),
+        ):
+            status, answer = await cluster.request("POST", "/api/v1/deployments", {"model": "gemma4", field: value})
+            assert (status, answer["error"]["code"], answer["error"]["param"]) == (
+                400,
+                "request.invalid_field",
+                field,
+            )
+        await cluster.ok("POST", "deployments", {"model": "gemma4", "runtime": "external", "node": "box"})

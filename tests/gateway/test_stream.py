@@ -121,3 +121,25 @@ def test_the_ending_is_seen_in_the_last_lines(sent: bytes, ending: Ending, separ
     events = EventStream(ModelName("m", "m"))
     passed(events, [sent])
     assert (events.ending(), events.separator()) == (ending, separator)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'data: {"id":"c","model":"m","error":{"message":"it died"},"choices":[]}\n\n',
+        b'data: {"type":"error","error":{"message":"it died"}}\n\n',
+    ],
+    ids=["in a chunk", "behind a type"],
+)
+def test_an_error_is_caught_wherever_it_stands_in_its_event(line: bytes) -> None:
+    events = EventStream(ModelName("m", "m"))
+    assert events.feed(line) == b""
+    assert events.engine_error is not None
+    assert b"it died" in events.engine_error
+
+
+def test_a_text_that_speaks_of_an_error_passes() -> None:
+    line = b'data: {"choices":[{"delta":{"content":"\\"error\\": {"}}],"error":null}\n\n'
+    events = EventStream(ModelName("m", "m"))
+    assert events.feed(line) == line
+    assert events.engine_error is None

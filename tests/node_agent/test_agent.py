@@ -15,7 +15,7 @@ from core.infra.processes import ProcessMark
 from node_agent import agent, identity, shim_client
 from protos.slice.node.v1 import node_pb2
 from tests.fakes import hub as hubs
-from tests.node_agent import controllers, nodes, trees, wheels
+from tests.node_agent import benches, controllers, nodes, trees, wheels
 from tests.node_agent.controllers import Controller
 from tests.node_agent.nodes import Node
 
@@ -308,6 +308,23 @@ async def test_a_pull_is_reported_and_its_file_stays_known(node: Node, controlle
     await controller.want(nodes.desired(2))
     await trees.until(lambda: controller.file("pul_1") is None)
     assert controller.file("").sha256 == done.sha256
+
+
+async def test_a_model_whose_words_are_no_text_does_not_end_the_session(
+    node: Node, controller: Controller, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(benches.safetensors_bytes())
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "a \\ud83d b \\u0000 {{ x }}"}')
+    await node.start()
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, files=[node_pb2.FileWant(want_id="pul_1", source=f"file:{folder}")]))
+    done = await trees.until(lambda: (f := controller.file("pul_1")) and f.state == "done" and f)
+    assert done.chat_template == "a ? b ? {{ x }}"
+    assert done.chat_template_sha256 == benches.sha256(done.chat_template.encode())
+    assert len(controller.hellos) == 1
 
 
 async def test_a_pull_from_a_hub_reports_every_file_with_a_source_of_its_own(

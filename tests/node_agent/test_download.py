@@ -67,11 +67,22 @@ def served(**more: object) -> Iterator[tuple[Site, Thing, Line]]:
         {"etag": ""},
         {"etag": 'W/"weak"'},
         {"is_chunked": True, "knows_ranges": False},
+        {"is_chunked": True, "knows_ranges": False, "headers": {"content-length": "0"}},
         {"cuts": 3, "cut_after": 700},
         {"cuts": 2, "cut_after": 70_000, "knows_ranges": False},
         {"cuts": 2, "cut_after": 70_000, "knows_ranges": False, "is_chunked": True},
     ],
-    ids=["plain", "no ranges", "no etag", "weak etag", "chunked", "cut", "cut without ranges", "cut in chunks"],
+    ids=[
+        "plain",
+        "no ranges",
+        "no etag",
+        "weak etag",
+        "chunked",
+        "chunked and a length",
+        "cut",
+        "cut without ranges",
+        "cut in chunks",
+    ],
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["size and digest known", "nothing known"])
 async def test_a_file_comes_whole_however_its_server_sends_it(tmp_path: Path, faults: dict, is_known: bool) -> None:

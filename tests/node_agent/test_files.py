@@ -237,10 +237,36 @@ def test_a_local_file_that_does_not_fit_is_refused_before_it_is_copied(tmp_path:
     assert list(partial.parent.iterdir()) == []
 
 
+async def test_two_pulls_of_one_file_for_different_engines_do_not_write_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(GGUF)
+    places: list[Path] = []
+    both = threading.Barrier(2, timeout=10)
+
+    def take(path: Path, partial: Path, **more: object) -> str:
+        places.append(partial)
+        both.wait()
+        return take_local(path, partial, **more)
+
+    monkeypatch.setattr("node_agent.files.local.take_local", take)
+    orders = [
+        FileOrder(source=f"file:{file}", want_id=f"pul_{count}", formats=("gguf", "safetensors")[:count])
+        for count in (1, 2)
+    ]
+    async with bench(tmp_path) as it:
+        it.pulls.apply(orders)
+        for order in orders:
+            assert (await it.until("done", order.want_id)).sha256 == wheels.sha256(GGUF)
+        assert len(set(places)) == 2
+        assert not [name for name in it.files() if "partial" in name]
+
+
 async def test_what_an_interrupted_copy_left_is_swept(tmp_path: Path) -> None:
     async with bench(tmp_path) as it:
         partial = it.store.path_of(wheels.sha256(GGUF)).with_suffix(".partial")
-        for half in (partial, it.store.partial_of("file:/some/model.gguf")):
+        for half in (partial, it.root / "downloads" / "0123" / "x.partial"):
             half.parent.mkdir(parents=True)
             half.write_bytes(b"half")
         await it.pulls.open()

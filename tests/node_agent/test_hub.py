@@ -166,8 +166,9 @@ async def test_what_a_hub_does_not_have_says_so_in_our_words(
         ("config.json", {"blobId": "0" * 40}, "source.digest_mismatch"),
         ("config.json", {"size": 7}, "source.digest_mismatch"),
         ("model.safetensors", {"size": len(WEIGHTS) + 1}, "source.digest_mismatch"),
+        ("model.safetensors", {"size": 10**30}, "source.invalid"),
     ],
-    ids=["sha256", "git digest", "shorter", "longer"],
+    ids=["sha256", "git digest", "shorter", "longer", "endless"],
 )
 async def test_a_hub_that_lies_about_a_file_leaves_nothing_behind(
     tmp_path: Path, path: str, lie: dict[str, object], code: str

@@ -102,10 +102,24 @@ def stored(tmp_path: Path, path: str, content: bytes = b"bytes") -> ModelFile:
         ([], ""),
         (["m.gguf"], "STORE"),
         ([""], "STORE"),
+        (["model.bin"], "STORE"),
+        (["M.GGUF"], "STORE"),
+        (["M-1-of-2.GGUF", "M-2-of-2.GGUF"], "m/M-1-of-2.GGUF"),
+        (["M.SafeTensors"], "m"),
         (["m-1-of-2.gguf", "m-2-of-2.gguf"], "m/m-1-of-2.gguf"),
         (["model.safetensors", "config.json"], "m"),
     ],
-    ids=["no file", "one gguf", "one without a name", "gguf in parts", "a folder"],
+    ids=[
+        "no file",
+        "one gguf",
+        "one without a name",
+        "by its first bytes",
+        "in capitals",
+        "parts in capitals",
+        "one safetensors",
+        "gguf in parts",
+        "a folder",
+    ],
 )
 def test_an_engine_is_pointed_at_the_file_or_at_a_folder_of_links(tmp_path: Path, paths: list[str], expected: str):
     files = [stored(tmp_path, path) for path in paths]
@@ -120,8 +134,8 @@ def test_an_engine_is_pointed_at_the_file_or_at_a_folder_of_links(tmp_path: Path
 
 def test_a_model_file_stays_in_its_directory(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="outside"):
-        launching.link_model([stored(tmp_path, "../escaped.json")], tmp_path / "m")
-    assert not (tmp_path / "escaped.json").exists()
+        launching.link_model([stored(tmp_path, "../escaped.safetensors")], tmp_path / "m")
+    assert not (tmp_path / "escaped.safetensors").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])

@@ -138,10 +138,11 @@ async def test_an_unknown_tag_is_not_found(tmp_path: Path) -> None:
         b'{"layers": [1]}',
         b'{"layers": [{"mediaType": "x", "digest": "sha256:../../x", "size": 1}]}',
         b'{"layers": [{"mediaType": "x", "digest": "sha256:' + b"a" * 64 + b'", "size": -1}]}',
+        b'{"layers": [{"mediaType": "x", "digest": "sha256:' + b"a" * 64 + b'", "size": 1%s}]}' % (b"0" * 30),
         b"[" * 100_000,
         json.dumps({"layers": [{}] * 1000}).encode(),
     ],
-    ids=["empty", "list", "no layers", "number", "no layer", "path", "negative", "deep", "many"],
+    ids=["empty", "list", "no layers", "number", "no layer", "path", "negative", "endless", "deep", "many"],
 )
 def test_what_is_no_manifest_is_refused(body: bytes) -> None:
     with pytest.raises(Failure) as caught:
@@ -220,6 +221,25 @@ async def test_a_folder_of_links_is_stored_file_by_file_with_its_digests(tmp_pat
         assert not [name for name in it.files() if "partial" in name]
 
 
+async def test_a_name_that_is_no_text_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/a-\xe9.gguf")).write_bytes(GGUF)
+    (folder / "b.gguf").write_bytes(GGUF)
+    async with node(tmp_path) as it:
+        done = await pulled(it, f"file:{folder}", formats=("gguf",))
+        assert [part.path for part in done.version_files] == ["b.gguf"]
+
+
+async def test_a_fault_of_ours_ends_the_pull_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "b.gguf"
+    file.write_bytes(GGUF)
+    monkeypatch.setattr("node_agent.files.local.local_manifest", lambda *_: {}["unexpected"])
+    async with node(tmp_path) as it:
+        failed = await pulled(it, f"file:{file}")
+        assert (failed.state, failed.code) == ("failed", "source.invalid")
+
+
 @pytest.mark.parametrize(
     ("files", "code"),
     [
@@ -257,7 +277,7 @@ async def test_a_stored_file_cannot_be_written_to_and_is_removed_only_without_li
     async with node(tmp_path) as it:
         stored = await it.pulls.ensure(FileOrder(source=f"file:{file}"))
         place = it.store.path_of(stored.sha256)
-        assert place.stat().st_mode & 0o777 == 0o400
+        assert place.stat().st_mode & 0o777 == 0o444
         link = tmp_path / "replica" / "model.gguf"
         link.parent.mkdir()
         link.hardlink_to(place)

@@ -219,7 +219,7 @@ def test_a_program_comes_over_https_when_its_digest_is_right(tmp_path: Path, ser
         ("demoserve", False, "source.unreachable"),
         ("missing", True, "source.not_found"),
         ("away", True, "source.not_allowed"),
-        ("cut", True, "source.digest_mismatch"),
+        ("cut", True, "source.unreachable"),
     ],
 )
 def test_a_server_that_is_not_right_is_an_error_in_words(

@@ -24,8 +24,8 @@ def install(directory: Path, *, engine_python: str, gguf_twin: Path | None = Non
     for name, module in _PROGRAMS.items():
         settings = {
             "PYTHONPATH": str(_ROOT),
-            "SLICE_STANDIN_PYTHON": engine_python,
-            "SLICE_STANDIN_GGUF": str(gguf_twin or ""),
+            "STANDIN_PYTHON": engine_python,
+            "STANDIN_GGUF": str(gguf_twin or ""),
         }
         exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in settings.items())
         program = directory / name

@@ -59,7 +59,7 @@ class Runner:
         self.port = free_port()
         self._file = Path(tempfile.mkstemp(prefix="runner-", suffix=".json")[1])
         self._file.write_text(json.dumps({**load.__dict__, "port": self.port}))
-        python = os.environ["SLICE_STANDIN_PYTHON"]
+        python = os.environ["STANDIN_PYTHON"]
         self.process = subprocess.Popen([python, "-I", str(_PROGRAM), str(self._file)], stdout=subprocess.PIPE)
 
     def wait_until_ready(self) -> bool:

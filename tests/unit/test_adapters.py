@@ -38,7 +38,7 @@ LINUX = HostFacts(
     cpu_count=2,
     memory_bytes=2**34,
     devices=(),
-    executables={name: f"/usr/bin/{name}" for name in ("ollama", "text-generation-launcher")},
+    executables={name: f"/usr/bin/{name}" for name in ("llama-server", "ollama", "text-generation-launcher")},
 )
 
 by_name = pytest.mark.parametrize("one", adapters(), ids=lambda one: one.name)

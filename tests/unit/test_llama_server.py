@@ -15,7 +15,7 @@ REQUEST = LaunchRequest(
     replica_id=ReplicaId("rep_one"),
     engine_version="11865",
     python="/usr/bin/python3",
-    executable="/opt/llama-server",
+    executable="/bin/llama-server",
     model_path="/store/model.gguf",
     served_name="demo",
     settings={"context": 1024, "slots": 3, "threads": 4},
@@ -23,7 +23,7 @@ REQUEST = LaunchRequest(
     host="127.0.0.1",
     port=20040,
     api_key="secret-key",
-    work_dir="/work",
+    work_dir="/replica",
 )
 
 
@@ -34,9 +34,9 @@ def flag(name: str) -> str:
 
 def test_its_key_stands_in_a_file_and_not_in_its_arguments() -> None:
     launch = SERVER.launch(REQUEST)
-    assert launch.argv[0] == "/opt/llama-server"
+    assert launch.argv[0] == "/bin/llama-server"
     assert launch.files == {"api_key": "secret-key\n"}
-    assert flag("--api-key-file") == "/work/api_key"
+    assert flag("--api-key-file") == "/replica/api_key"
     assert "secret-key" not in json.dumps([launch.argv, dict(launch.env)])
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     folder = Path(wanted.model_id)
     if not folder.is_dir() or not list(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
         fail(f"{wanted.model_id} is no folder of safetensors, and the hub cannot be reached")
-    twin = os.environ.get("SLICE_STANDIN_GGUF")
+    twin = os.environ.get("STANDIN_GGUF")
     if not twin:
         fail("this stand-in was installed without a GGUF twin of its model")
     total = wanted.max_total_tokens
