@@ -387,27 +387,30 @@ class EnginePool:
         return connection
 
     async def _connect_out(self, address: Address, origin: Origin) -> EngineConnection:
-        """Connect to the first address of `origin` that is allowed and answers; the name is looked up this once."""
+        """Connect to the first address of `origin` that is allowed and answers; the name is looked up this once.
+
+        Each gets its share of the time that is left, so that one that swallows everything leaves some to the next.
+        """
         loop = asyncio.get_running_loop()
         reason: Exception | None = None
+        until = loop.time() + REMOTE_CONNECT_TIMEOUT_S
         try:
-            async with asyncio.timeout(REMOTE_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout_at(until):
                 context = await self._tls_context() if origin.is_tls else None
                 name = origin.host if origin.is_tls else None
                 places = await _allowed_places(origin)
-                # Each its share: an address that swallows everything must not use up the time of the next.
-                share_s = REMOTE_CONNECT_TIMEOUT_S / max(1, len(places))
-                for place in places:
+                for tried, place in enumerate(places):
+                    share_s = (until - loop.time()) / (len(places) - tried)
                     try:
                         async with asyncio.timeout(share_s):
                             _, connection = await loop.create_connection(
                                 lambda: EngineConnection(address), place, origin.port, ssl=context, server_hostname=name
                             )
-                    except (OSError, TimeoutError) as error:
+                    except OSError as error:
                         reason = error
                     else:
                         return connection
-        except (OSError, TimeoutError, UnicodeError) as error:
+        except (OSError, TimeoutError) as error:
             reason = error
         raise EngineUnreachable(f"{origin.host}:{origin.port}") from reason
 
@@ -418,7 +421,10 @@ class EnginePool:
 
 
 async def _allowed_places(origin: Origin) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError("no name that can be looked up") from error
     places = [str(place[0]) for _, _, _, _, place in found]
     return [
         place

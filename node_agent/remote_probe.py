@@ -32,9 +32,10 @@ class RemoteProbe:
         Raises:
             ProbeError: no address that may be asked, no connection, a certificate that is not trusted, or no HTTP.
         """
+        until = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._get(origin, path, key)
+            async with asyncio.timeout_at(until):
+                return await self._get(origin, path, key, until)
         except TimeoutError:
             raise ProbeError(f"no answer within {timeout_s:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -48,8 +49,8 @@ class RemoteProbe:
         except OSError as error:
             raise ProbeError(error.strerror or "the connection failed") from None
 
-    async def _get(self, origin: Origin, path: str, key: str) -> int:
-        reader, writer = await self._connected(origin)
+    async def _get(self, origin: Origin, path: str, key: str, until: float) -> int:
+        reader, writer = await self._connected(origin, until)
         try:
             lines = [
                 f"GET {origin.prefix}{path} HTTP/1.1",
@@ -65,13 +66,17 @@ class RemoteProbe:
             # Not waited for: a peer that never answers our farewell must not hold the next probe.
             writer.transport.abort()
 
-    async def _connected(self, origin: Origin) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connected(self, origin: Origin, until: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # Each address gets its share of the time that is left: one that swallows everything leaves some to the next.
+        loop = asyncio.get_running_loop()
         context = await self._tls() if origin.is_tls else None
         name = origin.host if origin.is_tls else None
         addresses = await _judged(origin)
-        for address in addresses[:-1]:
+        for tried, address in enumerate(addresses[:-1]):
+            share_s = (until - loop.time()) / (len(addresses) - tried)
             with contextlib.suppress(ConnectionError, TimeoutError):
-                return await asyncio.open_connection(address, origin.port, ssl=context, server_hostname=name)
+                async with asyncio.timeout(share_s):
+                    return await asyncio.open_connection(address, origin.port, ssl=context, server_hostname=name)
         return await asyncio.open_connection(addresses[-1], origin.port, ssl=context, server_hostname=name)
 
     async def _tls(self) -> ssl.SSLContext:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -65,6 +67,15 @@ def _alternatives(names: tuple[str, ...]) -> x509.SubjectAlternativeName:
         except ValueError:
             found.append(x509.DNSName(name))
     return x509.SubjectAlternativeName(found)
+
+
+@contextlib.contextmanager
+def swallowing_first(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make `localhost` two addresses, the first of which takes connections to `port` and never says a word."""
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+    with socket.create_server(("127.0.0.2", port)), monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_args, **_more: places)
+        yield
 
 
 @contextlib.asynccontextmanager

@@ -181,15 +181,14 @@ class Ollama:
         return {}
 
     def fingerprint(self, host: HostFacts) -> Fingerprint:
-        """Return whether the program is on the node's PATH; it brings its own drivers for GPUs."""
+        """Return whether the program is on the node's PATH; the CPU is all it is offered on (design.md: Devices)."""
         if host.system != "linux":
             return Fingerprint(is_usable=False, reason=f"Slice runs Ollama on Linux only, not on {host.system}")
         if _EXECUTABLE not in host.executables:
             return Fingerprint(
                 is_usable=False, reason="there is no program 'ollama' on this node; install Ollama, or put it on PATH"
             )
-        gpus = {device.kind for device in host.devices if device.kind is DeviceKind.NVIDIA}
-        return Fingerprint(is_usable=True, device_kinds=frozenset({DeviceKind.CPU, *gpus}))
+        return Fingerprint(is_usable=True, device_kinds=frozenset({DeviceKind.CPU}))
 
     def install_plan(self, version: str) -> InstallPlan:
         """Return that it is a program of its own.

@@ -38,10 +38,12 @@ def footprint(facts: ModelFacts, *, context: int, slots: int, cache_type: str, i
     # An embedding is computed in one batch, however long its input.
     batch = tokens if is_embedding else min(_BATCH, tokens)
     mask = batch * tokens // slots * 2
+    # llama.cpp sets aside logits for every token of a batch, though it gives them for one a slot.
+    logits = (batch + max(slots, 1)) * facts.vocabulary * _F32
     return Footprint(
         weights_bytes=weights,
         kv_cache_bytes=int(row * tokens * _VALUE_BITS[cache_type] / 8),
-        compute_bytes=batch * (wide + 5 * embedding) * _F32 + mask + max(slots, 1) * facts.vocabulary * _F32,
+        compute_bytes=batch * (wide + 5 * embedding) * _F32 + mask + logits,
         overhead_bytes=_PROCESSES_BYTES + _TOKEN_BYTES * facts.vocabulary,
         provenance=Provenance.COMPUTED,
     )

@@ -35,7 +35,7 @@ _LONGEST_SOCKET_STEM = 96
 _OVERHEAD_BYTES = 2 * GIB
 """Python, PyTorch and its kernels in the shard, the router, the launcher; generous, never measured."""
 
-_F16 = 2
+_F16, _F32 = 2, 4
 
 _SPECS = (
     SettingSpec(
@@ -232,20 +232,18 @@ class Tgi:
         return frozenset({*(Capability(one.value) for one in self.endpoints(settings)), *powers})
 
     def footprint(self, facts: ModelFacts, settings: Settings) -> Footprint:
-        """Return weights, a KV cache in 16 bits for all slots, and a generous rest; unknown without the sizes."""
+        """Return weights, a KV cache as wide as `dtype` for all slots, and a rest; unknown without the sizes."""
         whole = {**_DEFAULTS, **settings}
         weights = facts.tensor_bytes or facts.size_bytes
         sizes = (facts.layers, facts.kv_heads, facts.key_length, facts.value_length)
         context, slots = whole["context"], whole["slots"]
         if not weights or any(size is None for size in sizes) or not isinstance(context, int):
             return UNKNOWN_FOOTPRINT
+        is_wide = whole["dtype"] == "float32"
         row = (facts.layers or 0) * (facts.kv_heads or 0) * ((facts.key_length or 0) + (facts.value_length or 0))
         return Footprint(
-            weights_bytes=weights * (2 if whole["dtype"] == "float32" else 1),
-            kv_cache_bytes=row
-            * (2 * _F16 if whole["dtype"] == "float32" else _F16)
-            * context
-            * (slots if isinstance(slots, int) else 1),
+            weights_bytes=weights * (2 if is_wide else 1),
+            kv_cache_bytes=row * (_F32 if is_wide else _F16) * context * (slots if isinstance(slots, int) else 1),
             compute_bytes=0,
             overhead_bytes=_OVERHEAD_BYTES,
             provenance=Provenance.COMPUTED,

@@ -2,8 +2,9 @@
 
 Comes in: pieces of an engine's event stream, cut anywhere. Goes out: the same bytes, cut at line ends, with the
 engine's model name turned back into the public one where they differ; an error event of the engine is caught instead
-of passed. Sans-I/O; the relay feeds it. It must not parse events, join them, or wait for more than the line's end: a
-line that is never finished is never sent, so a client reads no half event when an engine dies.
+of passed. Sans-I/O; the relay feeds it. It must not parse events (but those that mention an error), join them, or wait
+for more than the line's end: a line that is never finished is never sent, so a client reads no half event when an
+engine dies.
 """
 
 import re
@@ -18,8 +19,9 @@ MAX_LINE_BYTES = 4 * 1024**2
 """A longer line is passed on unfinished: better than holding a whole answer back."""
 DONE = b"data: [DONE]\n\n"
 # Engines report a failure inside a stream as {"error": ...}, {"object": "error", ...} or, older llama.cpp, `error: {`.
-_ERROR = re.compile(rb'^(?:data: ?(\{ ?"(?:error" ?: ?["{]|object" ?: ?"error").*)|error: ?(\{.*))$', re.MULTILINE)
-_MENTIONS_ERROR = re.compile(rb'^data: ?(\{.*"error".*)$', re.MULTILINE)
+# OpenRouter and others put "error" beside other members, so a line that mentions it is decoded where that is open.
+_MENTIONS_ERROR = re.compile(rb'^(?:data: ?(\{.*"error".*)|error: ?(\{.*))$', re.MULTILINE)
+_OPENS_WITH_ERROR = re.compile(rb'\{ ?"(?:error" ?: ?["{]|object" ?: ?"error")')
 _HAS_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 # TGI says "" in every chunk of a completion but the last.
 _HAS_FINISH = re.compile(rb'"finish_reason" ?: ?"[^"]')
@@ -28,27 +30,11 @@ _ANY_NAME = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"(?:[^"\\]|\\.)*"')
 _encode = msgspec.json.Encoder().encode
 
 
-class _MayFail(msgspec.Struct):
-    error: object = None
+class _Event(msgspec.Struct):
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_decode = msgspec.json.Decoder(_MayFail).decode
-
-
-def _found_error(data: bytes) -> tuple[int, bytes] | None:
-    """Return where an engine's error event begins in `data`, whole lines, and its JSON; None when there is none.
-
-    Endpoints elsewhere put `error` anywhere in a chunk: a line that says the word is decoded, all others are not.
-    """
-    if found := _ERROR.search(data):
-        return found.start(), (found[1] or found[2]).strip()
-    for found in _MENTIONS_ERROR.finditer(data):
-        try:
-            if _decode(found[1]).error:
-                return found.start(), found[1].strip()
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
-    return None
+_decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class Ending(StrEnum):
@@ -146,11 +132,26 @@ class EventStream:
         return b"\n" if self._tail.endswith(b"\n") else b"\n\n"
 
     def _passed(self, data: bytes) -> bytes:
-        found = _found_error(data) if b"error" in data else None
+        found = _error_line(data) if b"error" in data else None
         if found is not None:
-            start, self.engine_error = found
-            data = data[:start]
+            self.engine_error = (found[1] or found[2]).strip()
+            data = data[: found.start()]
         data = self._name.restore(data)
         if data:
             self._tail = (self._tail + data)[-TAIL_BYTES:] if len(data) < TAIL_BYTES else data[-TAIL_BYTES:]
         return data
+
+
+def _error_line(data: bytes) -> re.Match[bytes] | None:
+    """Return the first line that is an engine's error: in group 1 or 2 lies its JSON."""
+    for line in _MENTIONS_ERROR.finditer(data):
+        if line[1] is None or _OPENS_WITH_ERROR.match(line[1]) or _has_error(line[1]):
+            return line
+    return None
+
+
+def _has_error(event: bytes) -> bool:
+    try:
+        return bytes(_decode_event(event).error) != b"null"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.contract import Dialect
+from adapters.registry import adapter
 from gateway.openai import errors, requests
 from gateway.openai.stream import ModelName
 from tests.gateway.conftest import DIALECT, RoutesServer, RunningDoor, door_config, route, running_door, target
@@ -176,6 +177,23 @@ def test_errors_of_every_shape_are_understood(status, body, code) -> None:
     phrases = ("input length exceeds",)
     failure = errors.engine_failure(status, body, frozenset(), "m", overflow_phrases=phrases)
     assert failure.code == code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "Your input is too long.", "type": "invalid_request_error", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 8192 tokens", "type": "invalid_request_error"},
+        {"message": "Your input exceeds the context window of this model.", "type": "invalid_request_error"},
+        {"message": "request (9 tokens) exceeds the available context size (4 tokens)", "code": 400},
+        {"message": "too long", "type": "exceed_context_size_error", "code": 400},
+    ],
+)
+def test_a_prompt_that_does_not_fit_a_remote_endpoint_is_known_by_code_type_or_words(error) -> None:
+    dialect = adapter("openai").dialect
+    body, phrases = json.dumps({"error": error}).encode(), dialect.overflow_phrases
+    failure = errors.engine_failure(400, body, dialect.overflow_types, "m", overflow_phrases=phrases)
+    assert failure.code == "door.context_length_exceeded"
 
 
 def test_an_error_inside_an_error_is_shown_as_its_own_words() -> None:

@@ -123,6 +123,7 @@ async def test_a_completion_continues_its_prompt_without_a_template(door: Runnin
     assert json.loads(answer.body)["choices"][0]["text"] == "three"
     sent = engine.exchanges[0]
     assert (sent.path, sent.json["raw"], sent.json["options"]["num_predict"]) == ("/api/generate", True, 5)
+    assert sent.json["think"] is False, "the thoughts of a thinking model are its text here"
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
@@ -148,6 +149,12 @@ async def test_an_answer_that_is_none_is_a_502(door: RunningDoor, engine: Script
         await exchange.reply(b"<html>")
 
     engine.script = nonsense
+    assert (await chat(door)).status == 502
+
+
+@pytest.mark.parametrize("whole", [{"error": "model runner has stopped"}, piece("Hel"), {}])
+async def test_an_answer_that_is_not_whole_is_a_502(door: RunningDoor, engine: ScriptedEngine, whole: dict) -> None:
+    engine.script = playing(whole=whole)
     assert (await chat(door)).status == 502
 
 
@@ -351,6 +358,7 @@ def test_parts_are_one_message_and_images_are_taken_out_of_their_url() -> None:
         ("chat", {"messages": [{"role": "user", "content": [FAR_IMAGE]}]}, "messages"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": [CUT_CALL]}]}, "messages"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages"),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages"),
         ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
         ("chat", {"reasoning_effort": "wild"}, "reasoning_effort"),
         ("chat", {"seed": "x"}, "seed"),

@@ -7,11 +7,12 @@ import aiohttp
 import openai
 import pytest
 
+from gateway import upstream
 from gateway.table import table_from
 from protos.slice.routes.v1 import routes_pb2
 from tests.gateway.conftest import KEY, RoutesServer, RunningDoor, route
 from tests.gateway.scripted import Exchange, ScriptedEngine, answering, chat_answer
-from tests.tls import Authority, in_front_of
+from tests.tls import Authority, in_front_of, swallowing_first
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -121,6 +122,21 @@ async def test_a_dead_remote_is_unreachable_and_another_replica_answers(
         url = f"http://127.0.0.1:{door.port}/v1/chat/completions"
         async with session.post(url, json=body, headers={"authorization": f"Bearer {KEY}"}) as answer:
             assert answer.status == 503
+
+
+async def test_an_address_that_swallows_everything_leaves_time_for_the_next(
+    door: RunningDoor,
+    routes: RoutesServer,
+    engine: ScriptedEngine,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstream, "REMOTE_CONNECT_TIMEOUT_S", 2.0)
+    engine.script = answering
+    async with in_front_of(engine.port, authority.context) as port:
+        with swallowing_first(port, monkeypatch):
+            await routes.applied(routes.push(route(far(f"https://localhost:{port}"))))
+            await ask(door, "smollm2")
 
 
 def test_a_target_at_a_refused_address_is_left_out() -> None:

@@ -119,6 +119,11 @@ def test_any_engine_error_becomes_a_known_failure(text: str, status: int) -> Non
         assert "\n" not in failure.message
 
 
+def test_an_error_whose_type_is_no_text_is_a_refusal_as_any_other() -> None:
+    body = b'{"error": {"message": "odd", "type": ["a"], "code": ["b"]}}'
+    assert errors.engine_failure(400, body, frozenset({"a"}), "m").code == "door.engine_refused"
+
+
 def test_an_error_500_that_blames_the_request_is_a_refusal_and_an_overflow_names_the_field() -> None:
     body = b'{"error": {"message": "Failed to parse tools: no type", "type": "server_error"}}'
     failure = errors.engine_failure(500, body, frozenset(), "m", refusal_phrases=("Failed to parse ",))

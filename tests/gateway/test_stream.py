@@ -74,6 +74,36 @@ def test_an_error_event_is_caught_and_nothing_after_it_passes(lines: list[bytes]
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        b'{"id":"x","error":{"code":502,"message":"died"},"choices":[{"index":0,"finish_reason":"error"}]}',
+        b'{"type":"error","error":{"message":"secret"}}',
+        b'{"error":"died","error_type":"generation"}',
+        b'{"object":"error","message":"died"}',
+    ],
+)
+def test_an_error_is_seen_wherever_it_stands_in_its_event(error: bytes) -> None:
+    events = EventStream(ModelName("m", "m"))
+    assert passed(events, [chat_chunk("x") + b"data: " + error + b"\r\n\r\n" + DONE]) == chat_chunk("x")
+    assert events.engine_error == error
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"id":"x","error": null,"choices":[]}',
+        b'{"id":"x","choices":[{"finish_reason":"error","error":{"message":"of a part"}}]}',
+        b'{"id":"x","content":"\\"error\\":{}"}',
+        b'{"id":"x","error":{"cut',
+    ],
+)
+def test_an_event_that_only_mentions_an_error_passes(event: bytes) -> None:
+    events = EventStream(ModelName("m", "m"))
+    assert passed(events, [b"data: " + event + b"\n\n"]) == b"data: " + event + b"\n\n"
+    assert events.engine_error is None
+
+
+@pytest.mark.parametrize(
     "sent, ending, separator",
     [
         (b"", Ending.CUT, b""),

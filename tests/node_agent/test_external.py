@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from core.origins import parse_base_url
 from core.states import Desired, ReplicaState
+from node_agent.remote_probe import RemoteProbe
 from node_agent.runner import Runner
 from protos.slice.node.v1 import node_pb2
 from tests.gateway.scripted import Exchange, ScriptedEngine
 from tests.node_agent import trees
 from tests.node_agent.nodes import Node
 from tests.node_agent.test_runner import runner_of, running
-from tests.tls import Authority, in_front_of
+from tests.tls import Authority, in_front_of, swallowing_first
 
 KEY = "sk-remote"
 
@@ -94,6 +96,15 @@ async def test_a_remote_behind_tls_is_ready_with_its_url_and_nothing_is_started(
     assert not list(node.shim_dir.glob("*"))
     left = {path.name for path in (node.data_dir / "replicas" / "rep_far").iterdir()}
     assert not left & {"engine.log", "record.json", "work", "model"}
+
+
+async def test_an_address_that_swallows_everything_leaves_time_for_the_next(
+    plain: ScriptedEngine, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_front_of(plain.port, authority.context) as port:
+        with swallowing_first(port, monkeypatch):
+            origin = parse_base_url(f"https://localhost:{port}")
+            assert await RemoteProbe().status_of(origin, "/v1/models", KEY, 2.0) == 200
 
 
 async def test_a_certificate_of_a_stranger_is_not_trusted(node: Node, plain: ScriptedEngine, tmp_path: Path) -> None:

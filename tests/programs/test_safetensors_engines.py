@@ -91,6 +91,12 @@ def test_a_seed_decides_what_is_sampled(engine):
     assert len({text(engine, **asked, seed=seed) for seed in range(1, 5)}) > 1
 
 
+def test_the_likeliest_token_alone_may_be_asked_for_by_top_p(engine):
+    if engine.adapter.name == "vllm":
+        pytest.skip("vLLM takes no top_p of 0")
+    assert text(engine, max_tokens=8, temperature=1, top_p=0) == text(engine, max_tokens=8, temperature=0)
+
+
 def test_log_probabilities_come_with_the_likeliest(engine):
     told = chat(engine, max_tokens=3, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
     assert len(told) == 3
@@ -163,6 +169,30 @@ def test_a_schema_and_a_named_tool_constrain_the_answer_where_declared_and_are_r
         assert 10 <= json.loads(call["function"]["arguments"])["age"] <= 99
     else:
         assert (with_tool.status, with_tool.json()["error"]["param"]) == (400, "tools")
+
+
+def test_past_tool_calls_reach_the_template_or_are_refused(engine):
+    if engine.adapter.name == "vllm":
+        pytest.skip("vLLM's own templates decide")
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "one"}'}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c1", "name": "look_up", "content": "two"}
+    for messages in ([*CHAT["messages"], called, result], [{**called, "tool_calls": ["odd"]}]):
+        reply = engine.ask("/v1/chat/completions", {**CHAT, "messages": messages, "max_tokens": 2})
+        # The model's template knows the role, but no calls: none is lost in silence.
+        assert (reply.status, reply.json()["error"]["param"]) == (400, "messages")
+    told = engine.ask("/v1/chat/completions", {**CHAT, "messages": [*CHAT["messages"], result], "max_tokens": 2})
+    assert told.status == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_k", 5), ("min_p", 0.5), ("repetition_penalty", 1.5), ("reasoning_effort", "low")]
+)
+def test_what_transformers_does_not_do_is_refused_by_name(engine, name, value):
+    if engine.adapter.name == "vllm":
+        pytest.skip("vLLM does these")
+    reply = engine.ask("/v1/chat/completions", {**CHAT, "max_tokens": 2, name: value})
+    assert (reply.status, reply.json()["error"]["param"]) == (400, name)
 
 
 def test_embeddings_are_vectors_of_length_one_where_declared(engine):

@@ -1,5 +1,6 @@
 """What the Ollama adapter says: launches, provisioning, where an adopted one may be, what a running one tells."""
 
+import dataclasses
 import json
 import re
 
@@ -21,6 +22,7 @@ from adapters.contract import (
 )
 from adapters.ollama.adoption import adopted
 from adapters.registry import adapter
+from core.devices import DeviceKind, DeviceReading
 from core.errors import Failure
 from core.footprint import Provenance
 from core.ids import DeviceId, ReplicaId, Sha256
@@ -140,6 +142,14 @@ def test_without_the_program_it_is_unusable_and_says_what_to_do():
     assert adapter("ollama").fingerprint(LINUX).is_usable
 
 
+def test_a_gpu_is_not_offered_before_one_was_measured():
+    gpu = DeviceReading(
+        device_id=DeviceId("GPU-1"), kind=DeviceKind.NVIDIA, name="a GPU", total_bytes=2**34, free_bytes=2**34
+    )
+    host = dataclasses.replace(LINUX, devices=(gpu,))
+    assert adapter("ollama").fingerprint(host).device_kinds == {DeviceKind.CPU}
+
+
 @pytest.mark.parametrize(
     ("printed", "version"),
     [
@@ -159,6 +169,7 @@ def test_the_footprint_covers_weights_and_cache_and_is_unknown_without_sizes():
     found = one.footprint(SMOLLM2, {"context": 4096, "slots": 2})
     assert found.weights_bytes == 96576768
     assert found.kv_cache_bytes == 180 * MIB
+    assert found.compute_bytes >= 512 * SMOLLM2.vocabulary * 4
     assert found.provenance is Provenance.COMPUTED
     assert one.footprint(SMOLLM2, {"cache_type": "q8_0"}).total_bytes < one.footprint(SMOLLM2, {}).total_bytes
     assert one.footprint(ModelFacts(format="gguf", size_bytes=7), {}).total_bytes is None

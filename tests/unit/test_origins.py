@@ -22,6 +22,7 @@ from core.origins import Origin, address_fault, is_loopback, parse_base_url
         ("http://10.1.2.3", "http://10.1.2.3"),
         ("http://localhost:80", "http://localhost"),
         ("https://8.8.8.8", "https://8.8.8.8"),
+        ("https://" + "a" * 63 + ".com", "https://" + "a" * 63 + ".com"),
     ],
 )
 def test_a_base_url_has_one_canonical_form(text, url):
@@ -49,6 +50,9 @@ def test_a_base_url_has_one_canonical_form(text, url):
         "https://host\x00",
         "https://höst",
         "https://-host",
+        "https://a..b.com",
+        "https://host..",
+        "https://" + "a" * 64 + ".com",
         "http://8.8.8.8",
         "http://2130706433",
         "http://127.1",

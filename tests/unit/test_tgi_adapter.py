@@ -93,4 +93,6 @@ def test_the_footprint_is_computed_and_unknown_without_sizes():
     found = adapter("tgi").footprint(SMOLLM2, {})
     assert found.provenance is Provenance.COMPUTED
     assert found.total_bytes > SMOLLM2.tensor_bytes
+    wide = adapter("tgi").footprint(SMOLLM2, {"dtype": "float32"})
+    assert wide.kv_cache_bytes == 2 * found.kv_cache_bytes
     assert adapter("tgi").footprint(ModelFacts(format="safetensors", size_bytes=9), {}).total_bytes is None

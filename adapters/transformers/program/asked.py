@@ -3,6 +3,7 @@
 Whatever would change an answer and is not done here is refused by name, never ignored.
 """
 
+import json
 from dataclasses import dataclass
 
 from generation import Sampling, is_number
@@ -19,6 +20,10 @@ _UNKNOWN_HERE = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
+    "reasoning_effort": (),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
 }
 """Fields that are not served, with the values that ask for nothing."""
 
@@ -63,10 +68,11 @@ def asked_chat(body, model):
         raise Refused("messages must be a list with at least one message", param="messages")
     if not model.tokenizer.chat_template:
         raise Refused("the model has no chat template; use /v1/completions", param="messages")
+    given = [_message(one) for one in messages]
+    if any("tool_calls" in one for one in given) and "tool_calls" not in str(model.tokenizer.chat_template):
+        raise Refused("the model's chat template knows no tool calls", param="messages")
     try:
-        ids = model.chat_ids([_message(one) for one in messages])
-    except Refused:
-        raise
+        ids = model.chat_ids(given)
     except Exception as error:  # a template is a program of the model's author and fails as it likes
         raise Refused(
             f"the model's chat template refuses these messages ({type(error).__name__})", param="messages"
@@ -122,7 +128,7 @@ def _asked(body, ids, top_logprobs, model, *, param, default_max=None):
     sampling = Sampling(
         max_tokens=_number(body, name, room, 1, 2**31, whole=True),
         temperature=_number(body, "temperature", 1.0, 0, 2),
-        top_p=max(_number(body, "top_p", 1.0, 0, 1), 1e-6),  # 0 would leave no token at all
+        top_p=max(_number(body, "top_p", 1.0, 0, 1), 1e-6),  # 0 is what the likeliest token alone is asked for with
         seed=_number(body, "seed", None, -(2**63), 2**63 - 1, whole=True),
         presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
@@ -135,8 +141,6 @@ def _asked(body, ids, top_logprobs, model, *, param, default_max=None):
 def _message(message):
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Refused("a message must be an object with a role", param="messages")
-    if message.get("tool_calls") or message["role"] in ("tool", "function"):
-        raise Refused("calls of tools are not served by this engine", param="messages")
     content = message.get("content")
     if isinstance(content, list):
         parts = [
@@ -145,9 +149,32 @@ def _message(message):
         if not all(isinstance(part, str) for part in parts):
             raise Refused("only text parts are served", param="messages")
         content = "".join(parts)
-    if not isinstance(content, str):
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise Refused("the tool_calls of a message must be a list", param="messages")
+    if not isinstance(content, str) and not (content is None and calls):
         raise Refused("a message's content must be a text", param="messages")
-    return {"role": message["role"], "content": content}
+    for name in ("name", "tool_call_id"):
+        if message.get(name) is not None and not isinstance(message[name], str):
+            raise Refused(f"the {name} of a message must be a text", param="messages")
+    more = {name: message[name] for name in ("name", "tool_call_id") if message.get(name) is not None}
+    if calls:
+        more["tool_calls"] = [_tool_call(one) for one in calls]
+    return {"role": message["role"], "content": content, **more}
+
+
+def _tool_call(call):
+    """Return a call with its arguments as an object: templates write them as JSON, and a text would be quoted."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Refused("a tool call must name a function", param="messages")
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except (TypeError, ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise Refused("the arguments of a tool call must be the text of a JSON object", param="messages")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _inputs(body, name, model, most):
