@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def is_installed(one: Adapter) -> bool:
 def engine_python(one: Adapter, version: str = "") -> str:
     """Return the interpreter of `one`'s environment at `version` (its default), installed by the node agent's code."""
     with installing(one.name), tempfile.TemporaryDirectory(prefix="sl-") as scratch:
-        return asyncio.run(_ensured(one, version or one.default_version, Path(scratch)))
+        # In a thread of its own, since a test that has an event loop may ask as well.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, _ensured(one, version or one.default_version, Path(scratch))).result()
 
 
 async def _ensured(one: Adapter, version: str, scratch: Path) -> str:

@@ -72,6 +72,7 @@ class Arrivals:
         self._changed = changed
         # Its own: copies of hours must not hold the threads that heartbeats are made in.
         self._pool = ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="copy")
+        self._putting = threading.Lock()
         self._coming: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def directory_of(self, order: FileOrder) -> Path:
@@ -220,20 +221,22 @@ class Arrivals:
         return await read_version_facts({one.item.path: one.path for one in arrived}, self._children)
 
     def _put(self, arrived: list[_Arrived], facts: HeaderFacts) -> None:
-        for number, one in enumerate(arrived):
-            is_first = number == 0
-            stored = StoredFile(
-                sha256=one.sha256,
-                size_bytes=one.size_bytes,
-                facts_json=facts.facts_json if is_first else "",
-                chat_template_sha256=facts.chat_template_sha256 if is_first else "",
-            )
-            if one.is_new and self._store.get(one.sha256) is None:
-                self._store.put(one.path, stored)
-            elif is_first and facts.facts_json:
-                self._store.note_facts(stored)
-            if one.is_new and one.item.remote is not None and one.item.remote.git_sha1:
-                self._store.remember_git(one.item.remote.git_sha1, one.sha256)
+        """Put what arrived into the store, one version at a time: two sources may have brought the same bytes."""
+        with self._putting:
+            for number, one in enumerate(arrived):
+                is_first = number == 0
+                stored = StoredFile(
+                    sha256=one.sha256,
+                    size_bytes=one.size_bytes,
+                    facts_json=facts.facts_json if is_first else "",
+                    chat_template_sha256=facts.chat_template_sha256 if is_first else "",
+                )
+                if one.is_new and self._store.get(one.sha256) is None:
+                    self._store.put(one.path, stored)
+                elif is_first and facts.facts_json:
+                    self._store.note_facts(stored)
+                if one.is_new and one.item.remote is not None and one.item.remote.git_sha1:
+                    self._store.remember_git(one.item.remote.git_sha1, one.sha256)
 
     # -- one file -----------------------------------------------------------------------------------------------------
 

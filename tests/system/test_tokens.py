@@ -27,9 +27,11 @@ def model_file(tmp_path: Path) -> Path:
 
 
 def _completion(base: str, key: str, model: str) -> Any:
-    body = {"model": model, "prompt": "abc", "max_tokens": 24, "temperature": 0, "seed": 1, "logprobs": 3}
+    message = {"role": "user", "content": "abc"}
+    body = {"model": model, "messages": [message], "max_tokens": 24, "temperature": 0, "seed": 1}
+    body |= {"logprobs": True, "top_logprobs": 3}
     request = urllib.request.Request(
-        f"{base}/v1/completions",
+        f"{base}/v1/chat/completions",
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
@@ -50,8 +52,8 @@ def test_greedy_tokens_and_logprobs_through_the_door_equal_those_of_llama_cpp(
     settings = checked_settings(registry.adapter("llamacpp"), SETTINGS)
     with direct.llamacpp(running, model_file, "random", settings, tmp_path / "direct") as engine:
         theirs = _completion(engine.base_url, direct.KEY, "random")
-    assert ours["text"] == theirs["text"]
+    assert ours["message"] == theirs["message"]
     assert ours["logprobs"] == theirs["logprobs"]
-    assert len(ours["logprobs"]["content"] if "content" in ours["logprobs"] else ours["logprobs"]["tokens"]) == 24
+    assert len(ours["logprobs"]["content"]) == 24
     running.slice("rm", "random", "--force")
     assert "random" not in running.slice("list", "-o", "name").stdout
