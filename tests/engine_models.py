@@ -68,10 +68,9 @@ def is_installed(one: Adapter) -> bool:
 
 def engine_python(one: Adapter, version: str = "") -> str:
     """Return the interpreter of `one`'s environment at `version` (its default), installed by the node agent's code."""
-    with installing(one.name), tempfile.TemporaryDirectory(prefix="sl-") as scratch:
+    with installing(one.name), tempfile.TemporaryDirectory(prefix="sl-") as scratch, ThreadPoolExecutor(1) as thread:
         # In a thread of its own, since a test that has an event loop may ask as well.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, _ensured(one, version or one.default_version, Path(scratch))).result()
+        return thread.submit(asyncio.run, _ensured(one, version or one.default_version, Path(scratch))).result()
 
 
 async def _ensured(one: Adapter, version: str, scratch: Path) -> str:
