@@ -134,6 +134,7 @@ async def _serve(
         log=log,
         changed=changed.set,
         chance=chance,
+        source_hosts=config.origins.source_hosts,
     )
     containers = ContainerHouse(
         data_dir=config.data_dir,

@@ -59,12 +59,14 @@ class Binaries:
         self,
         *,
         environment: Mapping[str, str],
+        source_hosts: str,
         children: Children,
         guard: TaskGuard,
         log: Log,
         changed: Callable[[], None],
     ) -> None:
         self._environment = environment
+        self._source_hosts = source_hosts
         self._children = children
         self._guard = guard
         self._log = log
@@ -136,7 +138,8 @@ class Binaries:
                 tell(f"{text_from_bytes(int(found[1]))}{whole} brought")
 
         tell("bringing the program")
-        order = json.dumps({"source": source, "place": str(place), "executable": binary.executable})
+        asked = {"source": source, "place": str(place), "executable": binary.executable}
+        order = json.dumps({**asked, "source_hosts": self._source_hosts})
         done = await self._children.run(
             (sys.executable, "-I", "-m", "node_agent.engines.unpack", order),
             environment=self._environment,

@@ -58,13 +58,21 @@ class EngineHouse:
         log: Log,
         changed: Callable[[], None] = lambda: None,
         chance: Callable[[], float] = lambda: 0.5,
+        source_hosts: str = "",
         first_retry_s: float = _FIRST_RETRY_S,
     ) -> None:
         self._places = Places(root)
         self._root = root
         self._adapter = adapter
         self._environments = Environments(wheel_dir=wheel_dir, environment=environment, children=children, log=log)
-        self._binaries = Binaries(environment=environment, children=children, guard=guard, log=log, changed=changed)
+        self._binaries = Binaries(
+            environment=environment,
+            source_hosts=source_hosts,
+            children=children,
+            guard=guard,
+            log=log,
+            changed=changed,
+        )
         self.adoptions = Adoptions(adapter=adapter, guard=guard, log=log, changed=changed)
         self._guard = guard
         self._log = log

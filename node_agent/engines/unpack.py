@@ -1,62 +1,49 @@
 """Takes an engine's binary out of what an operator gave: `python -m node_agent.engines.unpack JSON`.
 
-Comes in: `{"source", "place", "executable"}`. Goes out, a line each on standard output: `progress DONE TOTAL`, and at
-the end `{"digest", "executable"}`, or with exit code 1 `{"code", "message", "hint"}`. A child of
-`node_agent.engines.binaries` that can be killed: an archive is a stranger's. Nothing is unpacked before its digest is
-right.
+Comes in: `{"source", "place", "executable", "source_hosts"}`. Goes out, a line each on standard output:
+`progress DONE TOTAL`, and at the end `{"digest", "executable"}`, or with exit code 1 `{"code", "message", "hint"}`. A
+child of `node_agent.engines.binaries` that can be killed: an archive is a stranger's. Nothing is unpacked before its
+digest is right.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import posixpath
 import re
-import ssl
 import stat
 import sys
 import tarfile
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from http.client import HTTPException, HTTPMessage
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from core.errors import Failure
 from core.sources import ModelSource, SourceKind, parse_source
 from core.units import GIB, text_from_bytes
+from node_agent.files.halt import Halt
+from node_agent.files.http_get import Bounds, HttpGet, Interrupted
+from node_agent.files.reach import Origin, Reach, origins_from_text
 from node_agent.files.store import CHUNK_BYTES, disk_errors, require_digest, require_space
 
 MAX_DOWNLOAD_BYTES = 8 * GIB  # Ollama with all its CUDA libraries is below 4 GiB
 MAX_UNPACKED_BYTES = 24 * GIB
 MAX_MEMBERS = 20_000
-_MAX_REDIRECTS = 5
-_SILENCE_S = 60.0
 _STEP_BYTES = 16 * 1024**2
 _TAR_NAME = re.compile(r"\.(tgz|tar\.gz)\Z")
 _OTHER_ARCHIVE = re.compile(r"\.(zip|7z|xz|bz2|zst|tar|gz|deb|rpm|whl)\Z")
 _PROGRAM_MAGIC = (b"\x7fELF", b"#!")
 
 
-class _OnlyHttps(urllib.request.HTTPRedirectHandler):
-    """Follows few redirects, and those to https only."""
-
-    max_redirections = _MAX_REDIRECTS
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        """Return the next request."""
-        if not newurl.startswith("https://"):
-            raise Failure("source.not_allowed", "the server leads away from https", hint="download the file by hand")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def main(arguments: list[str]) -> int:
     """Do the work; return 0, or 1 after printing a failure."""
     order = json.loads(arguments[0])
     try:
-        found = taken(order["source"], Path(order["place"]), order["executable"])
+        hosts = origins_from_text(order.get("source_hosts", ""))
+        found = taken(order["source"], Path(order["place"]), order["executable"], hosts)
     except Failure as failure:
         print(json.dumps({"code": failure.code, "message": failure.message, "hint": failure.hint}))
         return 1
@@ -64,8 +51,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def taken(source_text: str, place: Path, executable: str) -> Mapping[str, str]:
+def taken(source_text: str, place: Path, executable: str, trusted: Iterable[Origin] = ()) -> Mapping[str, str]:
     """Bring the file of `source_text` and put the program `executable` into `place`, which is there and empty.
+
+    `trusted` origins may lead to addresses that are not public.
 
     Raises:
         Failure: `source.*`, `format.refused`, `disk.full`.
@@ -83,7 +72,7 @@ def taken(source_text: str, place: Path, executable: str) -> Mapping[str, str]:
     whole = place / ".whole"
     try:
         with disk_errors():
-            digest = _brought(source, whole)
+            digest = _brought(source, whole, trusted)
             require_digest(name, source.file_sha256, digest)
             if _TAR_NAME.search(name):
                 with whole.open("rb") as stream:
@@ -96,14 +85,15 @@ def taken(source_text: str, place: Path, executable: str) -> Mapping[str, str]:
     return {"digest": digest, "executable": program}
 
 
-def _brought(source: ModelSource, whole: Path) -> str:
-    with _opened(source) as (stream, total):
+def _brought(source: ModelSource, whole: Path, trusted: Iterable[Origin]) -> str:
+    opened = _local(source) if source.kind is SourceKind.FILE else _remote(source, trusted)
+    with opened as (chunks, total):
         if total > MAX_DOWNLOAD_BYTES:
             raise _too_large(source.file_name)
         require_space(whole.parent, total)
         digest, done, told = hashlib.sha256(), 0, 0
         with whole.open("wb") as out:
-            while chunk := _read(stream, source):
+            for chunk in chunks:
                 done += len(chunk)
                 if done > (total or MAX_DOWNLOAD_BYTES):
                     raise _too_large(source.file_name)
@@ -121,29 +111,12 @@ def _too_large(name: str) -> Failure:
     return Failure("source.invalid", f"{name} is longer than announced, or than {text_from_bytes(MAX_DOWNLOAD_BYTES)}")
 
 
-def _read(stream: IO[bytes], source: ModelSource) -> bytes:
-    try:
-        return stream.read(CHUNK_BYTES)
-    except (OSError, HTTPException) as error:
-        raise Failure(
-            "source.unreachable", f"{source.file_name} broke off on its way", hint="it is tried again"
-        ) from error
+_Opened = tuple[Iterator[bytes], int]
+"""A source's bytes and how many there are, 0 when nobody says."""
 
 
-class _opened:
-    """The source's bytes and how many there are, 0 when nobody says."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self._stream, self._total = _local(source) if source.kind is SourceKind.FILE else _remote(source)
-
-    def __enter__(self) -> tuple[IO[bytes], int]:
-        return self._stream, self._total
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-
-def _local(source: ModelSource) -> tuple[IO[bytes], int]:
+@contextlib.contextmanager
+def _local(source: ModelSource) -> Iterator[_Opened]:
     hint = "the path is the node's own, and the node agent must be able to read it"
     try:
         # Not blocking: a named pipe without a writer would hold us for ever.
@@ -151,31 +124,23 @@ def _local(source: ModelSource) -> tuple[IO[bytes], int]:
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise Failure("source.not_found", f"{source.path} cannot be opened on this node: {reason}", hint=hint) from None
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode):
-        os.close(handle)
-        raise Failure("source.not_found", f"{source.path} is no plain file", hint=hint)
-    return os.fdopen(handle, "rb"), facts.st_size
+    with os.fdopen(handle, "rb") as stream:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise Failure("source.not_found", f"{source.path} is no plain file", hint=hint)
+        yield iter(partial(stream.read, CHUNK_BYTES), b""), facts.st_size
 
 
-def _remote(source: ModelSource) -> tuple[IO[bytes], int]:
-    url = source.text.split("#", 1)[0]
-    context = ssl.create_default_context()
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _OnlyHttps())
+@contextlib.contextmanager
+def _remote(source: ModelSource, trusted: Iterable[Origin]) -> Iterator[_Opened]:
+    reach = Reach(trusted=trusted)
+    environment = os.environ  # noqa: TID251 - a child's own, chosen by its parent
+    http = HttpGet(reach=reach, environment=environment, bounds=Bounds(), monotonic=time.monotonic)
     try:
-        answer: Any = opener.open(url, timeout=_SILENCE_S)  # parse_source has made sure of https
-    except urllib.error.HTTPError as error:
-        error.close()
-        kind = "source.not_found" if error.code in (404, 410) else "source.unreachable"
-        raise Failure(
-            kind, f"{source.host} answers {error.code} for {source.file_name}", hint="check the URL"
-        ) from None
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        words = "its certificate is not trusted here" if isinstance(reason, ssl.SSLError) else "it cannot be reached"
-        raise Failure("source.unreachable", f"{source.host}: {words}", hint="check the network and the URL") from error
-    length = str(answer.headers.get("Content-Length") or "0")
-    return answer, int(length) if length.isdigit() else 0
+        with http.open(reach.url_of(source.host, source.path), {}, Halt()) as answer:
+            yield answer.chunks(), answer.length or 0
+    except Interrupted as broken:
+        raise broken.failure from None
 
 
 def unpack(stream: IO[bytes], place: Path, *, max_members: int = MAX_MEMBERS) -> None:

@@ -192,9 +192,10 @@ def server(certificate: Path) -> Iterator[str]:
     running.server_close()
 
 
-def by_child(tmp_path: Path, source: str, trusted: Path | None) -> tuple[int, dict[str, str]]:
+def by_child(tmp_path: Path, source: str, trusted: Path | None, hosts: str = "") -> tuple[int, dict[str, str]]:
     (tmp_path / "place").mkdir()
-    order = json.dumps({"source": source, "place": str(tmp_path / "place"), "executable": "demoserve"})
+    asked = {"source": source, "place": str(tmp_path / "place"), "executable": "demoserve"}
+    order = json.dumps({**asked, "source_hosts": hosts})
     environment = {"SSL_CERT_FILE": str(trusted / "cert.pem")} if trusted else {}
     done = subprocess.run(
         [sys.executable, "-I", "-m", "node_agent.engines.unpack", order],
@@ -209,7 +210,7 @@ def by_child(tmp_path: Path, source: str, trusted: Path | None) -> tuple[int, di
 
 def test_a_program_comes_over_https_when_its_digest_is_right(tmp_path: Path, server: str, certificate: Path) -> None:
     source = f"{server}/demoserve#file={wheels.sha256(PROGRAM)}"
-    code, answer = by_child(tmp_path, source, certificate)
+    code, answer = by_child(tmp_path, source, certificate, server)
     assert (code, answer["executable"]) == (0, "bin/demoserve")
 
 
@@ -226,5 +227,12 @@ def test_a_server_that_is_not_right_is_an_error_in_words(
     tmp_path: Path, server: str, certificate: Path, path: str, is_trusted: bool, code: str
 ) -> None:
     source = f"{server}/{path}#file={wheels.sha256(PROGRAM + b'x')}"
-    ended, answer = by_child(tmp_path, source, certificate if is_trusted else None)
+    ended, answer = by_child(tmp_path, source, certificate if is_trusted else None, server)
     assert (ended, answer["code"]) == (1, code)
+
+
+def test_a_private_address_that_no_operator_named_is_refused(tmp_path: Path, server: str, certificate: Path) -> None:
+    source = f"{server}/demoserve#file={wheels.sha256(PROGRAM)}"
+    ended, answer = by_child(tmp_path, source, certificate)
+    assert (ended, answer["code"]) == (1, "source.not_allowed")
+    assert "source_hosts" in answer["hint"]
