@@ -1,14 +1,16 @@
 """The HTTP calls that make an engine ready after it answers its probe, in order, each made until it has succeeded.
 
 Comes in: an adapter's `HttpStep`s and the engine's key. Goes out: why it is not ready yet, or nothing. Called by
-`node_agent.runner` between the first passed probe and `ready`. The work is blocking and runs in a thread: such calls
-take minutes and are not many.
+`node_agent.runner` between the first passed probe and `ready`. A call blocks for minutes, in a thread of its own: the
+event loop's own few threads are what heartbeats are made in.
 """
 
 import asyncio
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from adapters.contract import HttpStep
 
@@ -27,12 +29,20 @@ class Provisioning:
         """Make the remaining steps at `host:port`; return "" when all are done, else what went wrong in a sentence."""
         while self._done < len(self._steps):
             step = self._steps[self._done]
-            status = await asyncio.to_thread(_made, step, host, port, self._key)
+            status = await _threaded(partial(_made, step, host, port, self._key))
             if status not in step.statuses:
                 said = f"answers {status}" if status else "does not answer"
                 return f"{step.method} {step.path} {said}"
             self._done += 1
         return ""
+
+
+async def _threaded(work: Callable[[], int]) -> int:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="provision")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _made(step: HttpStep, host: str, port: int, key: str) -> int:
