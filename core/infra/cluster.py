@@ -128,6 +128,7 @@ PORTS: Mapping[str, int] = {
     "serve_replica_http_last": 21,
     "serve_replica_grpc_first": 22,
     "serve_replica_grpc_last": 29,
+    "plane": 30,
     "engine_first": 40,
     "engine_last": 99,
 }

@@ -50,6 +50,20 @@ class Settings:
         1,
         65535,
     )
+    node_host: str = _setting(
+        "",
+        "Address that other machines reach the controller at; empty: this cluster is one machine.",
+        "IP address or name",
+        "Empty: no port is open to other machines before an operator says so.",
+    )
+    node_port: int = _setting(
+        7082,
+        "Port that joined nodes dial by mTLS; the next one takes joins.",
+        "TCP port",
+        "Beside the door's and the controller's, so that one range is remembered.",
+        1,
+        65534,
+    )
     database_url: str = _setting(
         "",
         "PostgreSQL to use instead of the embedded one (15 or newer, with pgvector).",

@@ -6,6 +6,60 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol_min", "protocol_max", "token_id", "token_secret", "csr_pem", "node_id", "node_name", "machine_id", "agent_version")
+    PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SECRET_FIELD_NUMBER: _ClassVar[int]
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_min: int
+    protocol_max: int
+    token_id: str
+    token_secret: str
+    csr_pem: str
+    node_id: str
+    node_name: str
+    machine_id: str
+    agent_version: str
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., token_id: _Optional[str] = ..., token_secret: _Optional[str] = ..., csr_pem: _Optional[str] = ..., node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., machine_id: _Optional[str] = ..., agent_version: _Optional[str] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("reject", "cluster_id", "certificate_pem", "authority_pem", "node_name", "is_approved")
+    REJECT_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_PEM_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    IS_APPROVED_FIELD_NUMBER: _ClassVar[int]
+    reject: Reject
+    cluster_id: str
+    certificate_pem: str
+    authority_pem: str
+    node_name: str
+    is_approved: bool
+    def __init__(self, reject: _Optional[_Union[Reject, _Mapping]] = ..., cluster_id: _Optional[str] = ..., certificate_pem: _Optional[str] = ..., authority_pem: _Optional[str] = ..., node_name: _Optional[str] = ..., is_approved: _Optional[bool] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("csr_pem",)
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    csr_pem: str
+    def __init__(self, csr_pem: _Optional[str] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("reject", "certificate_pem", "authority_pem")
+    REJECT_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_PEM_FIELD_NUMBER: _ClassVar[int]
+    reject: Reject
+    certificate_pem: str
+    authority_pem: str
+    def __init__(self, reject: _Optional[_Union[Reject, _Mapping]] = ..., certificate_pem: _Optional[str] = ..., authority_pem: _Optional[str] = ...) -> None: ...
+
 class NodeMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "observed", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -33,7 +87,7 @@ class ControllerMessage(_message.Message):
     def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., desired: _Optional[_Union[Desired, _Mapping]] = ..., log_request: _Optional[_Union[LogRequest, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_min", "protocol_max", "node_id", "node_name", "machine_id", "boot_id", "agent_run_id", "agent_version", "max_leader_epoch_seen", "inventory", "observed", "labels")
+    __slots__ = ("protocol_min", "protocol_max", "node_id", "node_name", "machine_id", "boot_id", "agent_run_id", "agent_version", "max_leader_epoch_seen", "inventory", "observed", "labels", "plane_host", "plane_port")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +107,8 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PLANE_HOST_FIELD_NUMBER: _ClassVar[int]
+    PLANE_PORT_FIELD_NUMBER: _ClassVar[int]
     protocol_min: int
     protocol_max: int
     node_id: str
@@ -65,7 +121,9 @@ class Hello(_message.Message):
     inventory: Inventory
     observed: Observed
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., agent_run_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., max_leader_epoch_seen: _Optional[int] = ..., inventory: _Optional[_Union[Inventory, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    plane_host: str
+    plane_port: int
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., agent_run_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., max_leader_epoch_seen: _Optional[int] = ..., inventory: _Optional[_Union[Inventory, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., plane_host: _Optional[str] = ..., plane_port: _Optional[int] = ...) -> None: ...
 
 class Inventory(_message.Message):
     __slots__ = ("hostname", "system", "machine", "cpu_count", "memory_bytes", "disk_total_bytes", "disk_free_bytes", "devices", "engines")
@@ -286,16 +344,18 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class HelloAck(_message.Message):
-    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms")
+    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms", "fence_ms")
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SESSION_EPOCH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    FENCE_MS_FIELD_NUMBER: _ClassVar[int]
     leader_epoch: int
     session_epoch: int
     heartbeat_ms: int
     lease_ms: int
-    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    fence_ms: int
+    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., fence_ms: _Optional[int] = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
     __slots__ = ("sequence",)
@@ -370,7 +430,7 @@ class DevicePromise(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class FileWant(_message.Message):
-    __slots__ = ("want_id", "source", "sha256", "size_bytes", "is_cancelled", "path", "formats")
+    __slots__ = ("want_id", "source", "sha256", "size_bytes", "is_cancelled", "path", "formats", "peers")
     WANT_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +438,7 @@ class FileWant(_message.Message):
     IS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FORMATS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
     want_id: str
     source: str
     sha256: str
@@ -385,7 +446,18 @@ class FileWant(_message.Message):
     is_cancelled: bool
     path: str
     formats: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, want_id: _Optional[str] = ..., source: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., is_cancelled: _Optional[bool] = ..., path: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ...) -> None: ...
+    peers: _containers.RepeatedCompositeFieldContainer[Peer]
+    def __init__(self, want_id: _Optional[str] = ..., source: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., is_cancelled: _Optional[bool] = ..., path: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ..., peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
+
+class Peer(_message.Message):
+    __slots__ = ("node_id", "host", "port")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    host: str
+    port: int
+    def __init__(self, node_id: _Optional[str] = ..., host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class LogRequest(_message.Message):
     __slots__ = ("request_id", "replica_id", "tail_lines", "follow", "cancel")

@@ -25,6 +25,81 @@ if _version_not_supported:
     )
 
 
+class NodeJoinStub:
+    """How another machine becomes a node: on a port of its own that asks for no client certificate.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.unary_unary(
+                '/slice.node.v1.NodeJoin/Join',
+                request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinRequest.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinReply.FromString,
+                _registered_method=True)
+
+
+class NodeJoinServicer:
+    """How another machine becomes a node: on a port of its own that asks for no client certificate.
+    """
+
+    def Join(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodeJoinServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinRequest.FromString,
+                    response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'slice.node.v1.NodeJoin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('slice.node.v1.NodeJoin', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NodeJoin:
+    """How another machine becomes a node: on a port of its own that asks for no client certificate.
+    """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slice.node.v1.NodeJoin/Join',
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinRequest.SerializeToString,
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class NodeControlStub:
     """Missing associated documentation comment in .proto file."""
 
@@ -39,6 +114,11 @@ class NodeControlStub:
                 request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.NodeMessage.SerializeToString,
                 response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.ControllerMessage.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/slice.node.v1.NodeControl/Renew',
+                request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.FromString,
+                _registered_method=True)
         self.SendLog = channel.stream_unary(
                 '/slice.node.v1.NodeControl/SendLog',
                 request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogChunk.SerializeToString,
@@ -51,6 +131,13 @@ class NodeControlServicer:
 
     def Session(self, request_iterator, context):
         """First message of the node agent must be Hello, within 5 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Before its certificate runs out, over the connection that the old one made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +157,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.NodeMessage.FromString,
                     response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.ControllerMessage.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.FromString,
+                    response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.SerializeToString,
             ),
             'SendLog': grpc.stream_unary_rpc_method_handler(
                     servicer.SendLog,
@@ -104,6 +196,33 @@ class NodeControl:
             '/slice.node.v1.NodeControl/Session',
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.NodeMessage.SerializeToString,
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.ControllerMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slice.node.v1.NodeControl/Renew',
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.SerializeToString,
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.FromString,
             options,
             channel_credentials,
             insecure,

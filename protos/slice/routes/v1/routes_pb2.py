@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/slice/routes/v1/routes.proto\x12\x0fslice.routes.v1\"\xcb\x01\n\nDoorReport\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12+\n\x05loads\x18\x03 \x03(\x0b\x32\x1c.slice.routes.v1.ReplicaLoad\x12\x37\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\'.slice.routes.v1.DoorReport.DemandEntry\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0bReplicaLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\"n\n\nRouteTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12&\n\x06routes\x18\x02 \x03(\x0b\x32\x16.slice.routes.v1.Route\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.slice.routes.v1.KeyEntry\"\xcd\x01\n\x05Route\x12\x13\n\x0bpublic_name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x13\n\x0bserved_name\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.slice.routes.v1.Target\x12\x0f\n\x07waiting\x18\x07 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x03\x12\x10\n\x08\x64isabled\x18\t \x01(\t\"s\n\x06Target\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\nengine_key\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\"d\n\x08KeyEntry\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpires_unix_s\x18\x04 \x01(\x03\x12\x12\n\nis_revoked\x18\x05 \x01(\x08\x32O\n\x06Routes\x12\x45\n\x05Watch\x12\x1b.slice.routes.v1.DoorReport\x1a\x1b.slice.routes.v1.RouteTable(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/slice/routes/v1/routes.proto\x12\x0fslice.routes.v1\"2\n\x0e\x43\x65rtifyRequest\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"q\n\x0c\x43\x65rtifyReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x04 \x01(\t\x12\x15\n\rauthority_pem\x18\x05 \x01(\t\"\xcb\x01\n\nDoorReport\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12+\n\x05loads\x18\x03 \x03(\x0b\x32\x1c.slice.routes.v1.ReplicaLoad\x12\x37\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\'.slice.routes.v1.DoorReport.DemandEntry\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0bReplicaLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\"n\n\nRouteTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12&\n\x06routes\x18\x02 \x03(\x0b\x32\x16.slice.routes.v1.Route\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.slice.routes.v1.KeyEntry\"\xcd\x01\n\x05Route\x12\x13\n\x0bpublic_name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x13\n\x0bserved_name\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.slice.routes.v1.Target\x12\x0f\n\x07waiting\x18\x07 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x03\x12\x10\n\x08\x64isabled\x18\t \x01(\t\"\xac\x01\n\x06Target\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\nengine_key\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\t\x12\x12\n\nplane_host\x18\x08 \x01(\t\x12\x12\n\nplane_port\x18\t \x01(\r\"d\n\x08KeyEntry\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpires_unix_s\x18\x04 \x01(\x03\x12\x12\n\nis_revoked\x18\x05 \x01(\x08\x32\x9a\x01\n\x06Routes\x12\x45\n\x05Watch\x12\x1b.slice.routes.v1.DoorReport\x1a\x1b.slice.routes.v1.RouteTable(\x01\x30\x01\x12I\n\x07\x43\x65rtify\x12\x1f.slice.routes.v1.CertifyRequest\x1a\x1d.slice.routes.v1.CertifyReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOORREPORT_DEMANDENTRY']._loaded_options = None
   _globals['_DOORREPORT_DEMANDENTRY']._serialized_options = b'8\001'
-  _globals['_DOORREPORT']._serialized_start=57
-  _globals['_DOORREPORT']._serialized_end=260
-  _globals['_DOORREPORT_DEMANDENTRY']._serialized_start=215
-  _globals['_DOORREPORT_DEMANDENTRY']._serialized_end=260
-  _globals['_REPLICALOAD']._serialized_start=262
-  _globals['_REPLICALOAD']._serialized_end=314
-  _globals['_ROUTETABLE']._serialized_start=316
-  _globals['_ROUTETABLE']._serialized_end=426
-  _globals['_ROUTE']._serialized_start=429
-  _globals['_ROUTE']._serialized_end=634
-  _globals['_TARGET']._serialized_start=636
-  _globals['_TARGET']._serialized_end=751
-  _globals['_KEYENTRY']._serialized_start=753
-  _globals['_KEYENTRY']._serialized_end=853
-  _globals['_ROUTES']._serialized_start=855
-  _globals['_ROUTES']._serialized_end=934
+  _globals['_CERTIFYREQUEST']._serialized_start=56
+  _globals['_CERTIFYREQUEST']._serialized_end=106
+  _globals['_CERTIFYREPLY']._serialized_start=108
+  _globals['_CERTIFYREPLY']._serialized_end=221
+  _globals['_DOORREPORT']._serialized_start=224
+  _globals['_DOORREPORT']._serialized_end=427
+  _globals['_DOORREPORT_DEMANDENTRY']._serialized_start=382
+  _globals['_DOORREPORT_DEMANDENTRY']._serialized_end=427
+  _globals['_REPLICALOAD']._serialized_start=429
+  _globals['_REPLICALOAD']._serialized_end=481
+  _globals['_ROUTETABLE']._serialized_start=483
+  _globals['_ROUTETABLE']._serialized_end=593
+  _globals['_ROUTE']._serialized_start=596
+  _globals['_ROUTE']._serialized_end=801
+  _globals['_TARGET']._serialized_start=804
+  _globals['_TARGET']._serialized_end=976
+  _globals['_KEYENTRY']._serialized_start=978
+  _globals['_KEYENTRY']._serialized_end=1078
+  _globals['_ROUTES']._serialized_start=1081
+  _globals['_ROUTES']._serialized_end=1235
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class CertifyRequest(_message.Message):
+    __slots__ = ("door_id", "csr_pem")
+    DOOR_ID_FIELD_NUMBER: _ClassVar[int]
+    CSR_PEM_FIELD_NUMBER: _ClassVar[int]
+    door_id: str
+    csr_pem: str
+    def __init__(self, door_id: _Optional[str] = ..., csr_pem: _Optional[str] = ...) -> None: ...
+
+class CertifyReply(_message.Message):
+    __slots__ = ("code", "message", "cluster_id", "certificate_pem", "authority_pem")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_PEM_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    cluster_id: str
+    certificate_pem: str
+    authority_pem: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., cluster_id: _Optional[str] = ..., certificate_pem: _Optional[str] = ..., authority_pem: _Optional[str] = ...) -> None: ...
+
 class DoorReport(_message.Message):
     __slots__ = ("door_id", "applied_version", "loads", "demand")
     class DemandEntry(_message.Message):
@@ -66,20 +88,26 @@ class Route(_message.Message):
     def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("replica_id", "incarnation", "host", "port", "engine_key", "base_url")
+    __slots__ = ("replica_id", "incarnation", "host", "port", "engine_key", "base_url", "node_id", "plane_host", "plane_port")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     ENGINE_KEY_FIELD_NUMBER: _ClassVar[int]
     BASE_URL_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PLANE_HOST_FIELD_NUMBER: _ClassVar[int]
+    PLANE_PORT_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     incarnation: int
     host: str
     port: int
     engine_key: str
     base_url: str
-    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., engine_key: _Optional[str] = ..., base_url: _Optional[str] = ...) -> None: ...
+    node_id: str
+    plane_host: str
+    plane_port: int
+    def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., engine_key: _Optional[str] = ..., base_url: _Optional[str] = ..., node_id: _Optional[str] = ..., plane_host: _Optional[str] = ..., plane_port: _Optional[int] = ...) -> None: ...
 
 class KeyEntry(_message.Message):
     __slots__ = ("kid", "digest", "project", "expires_unix_s", "is_revoked")

@@ -39,6 +39,11 @@ class RoutesStub:
                 request_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.DoorReport.SerializeToString,
                 response_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.RouteTable.FromString,
                 _registered_method=True)
+        self.Certify = channel.unary_unary(
+                '/slice.routes.v1.Routes/Certify',
+                request_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.FromString,
+                _registered_method=True)
 
 
 class RoutesServicer:
@@ -51,6 +56,13 @@ class RoutesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Certify(self, request, context):
+        """A certificate that names the door, for the data planes of other machines; asked for anew at half of its life.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.DoorReport.FromString,
                     response_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.RouteTable.SerializeToString,
+            ),
+            'Certify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Certify,
+                    request_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.FromString,
+                    response_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Routes:
             '/slice.routes.v1.Routes/Watch',
             protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.DoorReport.SerializeToString,
             protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.RouteTable.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Certify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slice.routes.v1.Routes/Certify',
+            protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.SerializeToString,
+            protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.FromString,
             options,
             channel_credentials,
             insecure,

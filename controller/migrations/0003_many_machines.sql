@@ -1,0 +1,49 @@
+-- Many machines: who may join, with which certificate; nodes that wait, drain and are forgotten; replicas that move.
+-- Only adds: the previous release goes on with it.
+
+CREATE TABLE controller.join_token (
+    token_id text PRIMARY KEY,
+    -- SHA-256 of the secret, which has 256 bits of its own and is never stored.
+    digest bytea NOT NULL CHECK (length(digest) = 32),
+    labels jsonb NOT NULL DEFAULT '{}',
+    -- The only name that may join with it, '' for any.
+    node_name text NOT NULL DEFAULT '',
+    -- Whether who joins with it may work at once.
+    is_approving boolean NOT NULL DEFAULT true,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    revoked_at timestamptz,
+    used_at timestamptz,
+    used_by_node text NOT NULL DEFAULT '',
+    -- It works once.
+    CHECK ((used_at IS NULL) = (used_by_node = ''))
+);
+
+CREATE TABLE controller.certificate (
+    -- Lower-case hexadecimal, as X.509 tools print it.
+    serial text PRIMARY KEY CHECK (serial ~ '^[0-9a-f]+$'),
+    role text NOT NULL CHECK (role IN ('controller', 'node', 'door')),
+    subject text NOT NULL,
+    issued_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    revoked_at timestamptz
+);
+CREATE INDEX certificate_by_subject ON controller.certificate (role, subject);
+
+ALTER TABLE controller.node
+    -- One that waits holds a session and gets no work.
+    ADD COLUMN is_approved boolean NOT NULL DEFAULT true,
+    -- Set while everything is to leave it; one that drains is cordoned.
+    ADD COLUMN drain_since timestamptz,
+    -- Where its data plane is reached from other machines, '' for the controller's own.
+    ADD COLUMN plane_host text NOT NULL DEFAULT '',
+    ADD COLUMN plane_port integer NOT NULL DEFAULT 0 CHECK (plane_port BETWEEN 0 AND 65535),
+    ADD CHECK (drain_since IS NULL OR is_cordoned),
+    ADD CHECK ((plane_host = '') = (plane_port = 0));
+
+ALTER TABLE controller.replica
+    -- It serves until its successor does; then it is drained. Set by a move or by its node's drain.
+    ADD COLUMN is_leaving boolean NOT NULL DEFAULT false,
+    -- The only node that its successor may be placed on, NULL for any.
+    ADD COLUMN move_to text REFERENCES controller.node ON DELETE SET NULL,
+    ADD CHECK (move_to IS NULL OR is_leaving);
