@@ -172,8 +172,8 @@ CONTESTANTS = (
     Contestant(
         label=_label("tgi", "text-generation-launcher"),
         engine="tgi",
-        context=1024,
-        settings={"context": 1024, "slots": 2},
+        context=4096,
+        settings={"context": 4096, "slots": 2},
         model=tiny_folder,
         hides_name=False,
         takes_key_from_environment=True,
