@@ -263,6 +263,9 @@ class Dialect:
     where the engine looks for the schema in `response_format`. `is_deaf_while_whole` says that the engine notices a
     client that left only while it streams: a whole answer is then asked for as a stream and put together by the door.
 
+    `finish_reasons` maps the engine's words for the end of an answer to OpenAI's (None: it goes on). `keeps_stop` says
+    that it leaves the stop string that ended an answer in its text: the door cuts it off.
+
     `name_tag` is what the engine appends to the served name in its answers (Ollama's `:latest`). `fixed_model` is what
     every request must call the model, whatever the engine calls it in its answers ("" : the served name).
     """
@@ -279,6 +282,8 @@ class Dialect:
     lists: frozenset[str] = frozenset()
     schema_member: str = "json_schema"
     is_deaf_while_whole: bool = False
+    finish_reasons: Mapping[str, str | None] = field(default_factory=dict)
+    keeps_stop: bool = False
     name_tag: str = ""
     fixed_model: str = ""
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from adapters.contract import Api, Dialect, Endpoint
 from gateway.ollama.exchange import Exchange
-from gateway.openai import assembly, requests, stream
+from gateway.openai import assembly, finishing, requests, stream
 from gateway.table import Route
 from gateway.upstream import EngineDied
 
@@ -40,18 +40,20 @@ class Words(Protocol):
 
 
 class _Same:
-    """OpenAI's API on both sides."""
+    """OpenAI's API on both sides; `ends` says what is to be changed where an answer ends."""
 
     stream_type = b"text/event-stream"
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, ends: finishing.Finishing | None = None) -> None:
         self.body = body
+        self._ends = ends
 
     def events(self, name: stream.ModelName) -> stream.Events:
-        return stream.EventStream(name)
+        passed = stream.EventStream(name)
+        return passed if self._ends is None else finishing.FinishedStream(passed, self._ends)
 
     def whole(self, name: stream.ModelName, body: bytes) -> bytes:
-        return name.restore(body)
+        return name.restore(body if self._ends is None else self._ends.whole(body))
 
 
 class _Joined(_Same):
@@ -65,7 +67,7 @@ class _Joined(_Same):
             raise ErrorInside(made.error)
         if not made.body:
             raise EngineDied("a stream that is no answer")
-        return name.restore(made.body)
+        return super().whole(name, made.body)
 
 
 def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, dialect: Dialect | None) -> Words:
@@ -83,9 +85,10 @@ def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, 
     if requests.shapes_fields(dialect):
         body = requests.with_fields(body, dialect)
     body = _named(body, asked.model, dialect.fixed_model or route.served_name)
+    ends = finishing.finishing(body, dialect)
     if dialect.is_deaf_while_whole and endpoint is not Endpoint.EMBEDDINGS and not asked.is_stream:
-        return _Joined(requests.as_stream(body))
-    return _Same(body)
+        return _Joined(requests.as_stream(body), ends)
+    return _Same(body, ends)
 
 
 def _named(body: bytes, asked: str, wanted: str) -> bytes:

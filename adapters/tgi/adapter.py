@@ -133,14 +133,26 @@ class Tgi:
                 "n": (1,),
                 "best_of": (1,),
                 "echo": (False,),
+                "suffix": ("",),
+                # It becomes a repetition penalty of itself + 2: even OpenAI's default would distort an answer.
+                "presence_penalty": (0,),
                 "logit_bias": ({},),
                 "parallel_tool_calls": (True,),
                 "functions": ([],),
                 "function_call": ("none", "auto"),
             },
-            dropped={"top_p": (1,), "logit_bias": ({},), "response_format": ({"type": "text"},), "suffix": ("",)},
+            dropped={
+                "top_p": (1,),
+                "logit_bias": ({},),
+                "response_format": ({"type": "text"},),
+                "suffix": ("",),
+                "presence_penalty": (0,),
+            },
             lists=frozenset({"stop"}),
             schema_member="value",
+            # Chats say the second as it is, streams of completions both, and "" before the end (router/src/lib.rs).
+            finish_reasons={"eos_token": "stop", "stop_sequence": "stop", "": None},
+            keeps_stop=True,
             # Any other name is taken for that of a LoRA adapter.
             fixed_model="tgi",
         )

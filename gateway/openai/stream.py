@@ -46,9 +46,11 @@ class Ending(StrEnum):
 
 
 class Events(Protocol):
-    """The relay's view of one stream; `engine_error` is the JSON of an error inside it once one came."""
+    """The relay's view of one stream."""
 
-    engine_error: bytes | None
+    @property
+    def engine_error(self) -> bytes | None:
+        """The JSON of an error inside it once one came."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what may go to the client now; after an error of the engine that is nothing any more."""

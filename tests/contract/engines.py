@@ -89,10 +89,11 @@ class Contestant:
 
     `label` is its column. `settings` bound its context to `context` tokens. `calling_model` is a model that calls the
     tool `set_light` whatever it is asked; without one, engines that declare tools are asked to call it by name.
-    `asks_key` is false for engines that know no API keys. `says_when_idle` is true where the engine's own count of
-    running requests is the better witness than its CPU time. `is_our_program` means that what is started is a file of
-    `adapters/NAME/program/`. `slow_start` are settings that make a start last. A skip of one that `must_run` fails
-    `make engines-test`; one that `is_slow` runs only there.
+    `asks_key` is false for engines that know no API keys, `hides_name` for those that tell strangers which model they
+    serve. `takes_key_from_environment` is true for engines that read their key nowhere else. `says_when_idle` is true
+    where the engine's own count of running requests is the better witness than its CPU time. `is_our_program` means
+    that what is started is a file of `adapters/NAME/program/`. `slow_start` are settings that make a start last. A skip
+    of one that `must_run` fails `make engines-test`; one that `is_slow` runs only there.
     """
 
     label: str
@@ -103,6 +104,8 @@ class Contestant:
     calling_model: Model | None = None
     missing: Callable[[], str] = nothing_missing
     asks_key: bool = True
+    hides_name: bool = True
+    takes_key_from_environment: bool = False
     says_when_idle: bool = False
     is_our_program: bool = False
     slow_start: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -115,8 +118,6 @@ class Contestant:
         return self.label.replace(" ", "-")
 
 
-# TGI is not among them: its stand-in (tests/standins/test_tgi.py) answers as its documentation says, and that is in a
-# dozen places less than this suite asks for; what the real one does is for whoever has it.
 CONTESTANTS = (
     Contestant(
         label="fake",
@@ -167,5 +168,14 @@ CONTESTANTS = (
         model=random_gguf,
         calling_model=calling_gguf,
         asks_key=False,
+    ),
+    Contestant(
+        label=_label("tgi", "text-generation-launcher"),
+        engine="tgi",
+        context=4096,
+        settings={"context": 4096, "slots": 2},
+        model=tiny_folder,
+        hides_name=False,
+        takes_key_from_environment=True,
     ),
 )

@@ -27,7 +27,11 @@ def test_a_stranger_is_refused_by_the_engine_itself(
         return
     path = served.adapter.dialect.paths[Endpoint.CHAT]
     assert served.direct("POST", path, {"model": SERVED_NAME, **greedy(1)}, key=key).status == 401
-    assert served.direct("GET", "/v1/models", key=key).status == 401
+    listed = served.direct("GET", "/v1/models", key=key)
+    if contestant.hides_name:
+        assert listed.status == 401
+    else:
+        assert [one["id"] for one in listed.json()["data"]] == [SERVED_NAME]  # that name and no more
 
 
 def test_it_listens_on_loopback_only(served: Served) -> None:
@@ -41,10 +45,18 @@ def test_it_listens_on_loopback_only(served: Served) -> None:
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_the_key_is_on_no_command_line_and_in_no_environment(served: Served) -> None:
+def test_the_key_is_on_no_command_line_and_in_no_environment(
+    served: Served, contestant: Contestant, absent: Absent
+) -> None:
     key = served.want.engine_key.encode()
     members = served.members()
     assert members
+    if contestant.takes_key_from_environment:
+        absent("it takes its key from its environment alone, which only its own user may read")
+        leader = Path("/proc") / str(served.pid)
+        assert key not in (leader / "cmdline").read_bytes()
+        assert (leader / "environ").stat().st_mode & 0o077 == 0
+        return
     for member in members:
         process = Path("/proc") / str(member.pid)
         assert key not in (process / "cmdline").read_bytes()

@@ -16,6 +16,7 @@ import pytest
 from adapters.contract import ModelFile
 from adapters.registry import adapter
 from tests import standins
+from tests.contract.asking import LIGHT
 from tests.engine_models import engine_python
 from tests.gateway.conftest import RoutesServer, RunningDoor, door_config, route, running_door, serving_routes, target
 from tests.standins.conftest import CONTEXT, Engine, launch_request, model_file, real_program, running
@@ -150,6 +151,41 @@ def test_a_text_for_stop_is_no_request(tgi: Engine) -> None:
     assert tgi.ask("POST", "/v1/chat/completions", asked, KEY).status == 422
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_stop_string_stays_in_the_answer_under_a_reason_of_its_own(tgi: Engine, path: str) -> None:
+    asked = {"model": "tgi", "messages": HI, "prompt": "hi", "temperature": 0, "max_tokens": 12}
+    text = choice_text(tgi.ask("POST", path, asked, KEY).json["choices"][0])
+    (choice,) = tgi.ask("POST", path, {**asked, "stop": [text[5:7]]}, KEY).json["choices"]
+    assert choice_text(choice) == text[: text.index(text[5:7]) + 2]
+    assert choice["finish_reason"] == "stop_sequence"
+
+
+def choice_text(choice: dict) -> str:
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"tools": [LIGHT], "tool_choice": {"function": {"name": "other"}}}, "other"),
+        ({"tools": [LIGHT], "tool_choice": "required", "max_tokens": 5}, "parse"),
+        ({"tools": [LIGHT], "response_format": {"type": "json", "value": {"properties": {}}}}, "exclusive"),
+        ({"response_format": {"type": "json", "value": {"type": "nonsense"}}}, "grammar"),
+        ({"response_format": {"type": "json", "value": {"type": "object"}}}, "properties"),
+        ({"logprobs": True, "top_logprobs": 6}, "top_n_tokens"),
+    ],
+)
+def test_what_a_grammar_cannot_do_is_refused(tgi: Engine, body: dict, words: str) -> None:
+    answer = tgi.ask("POST", "/v1/chat/completions", {"model": "tgi", "messages": HI, **body}, KEY)
+    assert answer.status == 422
+    assert words in answer.json["error"]
+
+
+def test_a_word_for_a_number_is_no_request(tgi: Engine) -> None:
+    asked = {"model": "tgi", "messages": HI, "seed": "x"}
+    assert tgi.ask("POST", "/v1/chat/completions", asked, KEY).status == 422
+
+
 def test_its_shard_is_a_child_with_another_name_and_ends_with_it(
     launcher: str, folder: tuple[ModelFile, ...], tmp_path: Path
 ) -> None:
@@ -174,7 +210,8 @@ def test_a_folder_without_weights_ends_it_with_a_reason(launcher: str, tmp_path:
 
 async def test_a_client_gets_chats_under_the_public_name(door: RunningDoor) -> None:
     async with door.client() as client:
-        asked = {"model": "little", "messages": HI, "temperature": 0, "max_completion_tokens": 6, "top_p": 1, "n": 1}
+        ours = {"top_p": 1, "n": 1, "presence_penalty": 0, "frequency_penalty": 0}  # OpenAI's own defaults
+        asked = {"model": "little", "messages": HI, "temperature": 0, "max_completion_tokens": 6, **ours}
         whole = await client.chat.completions.create(**asked)
         options = {"include_usage": True}
         stream = await client.chat.completions.create(**asked, stream=True, stream_options=options)
@@ -200,7 +237,38 @@ async def test_a_stop_that_is_a_text_ends_the_answer(door: RunningDoor) -> None:
         whole = (await client.chat.completions.create(**asked)).choices[0].message.content
         stopped = await client.chat.completions.create(**asked, stop=whole[6])
     assert stopped.choices[0].finish_reason == "stop"
-    assert len(stopped.choices[0].message.content) < len(whole)
+    assert stopped.choices[0].message.content == whole[: whole.index(whole[6])]
+
+
+async def test_a_stop_string_never_comes_in_a_stream(door: RunningDoor) -> None:
+    async with door.client() as client:
+        asked = {"model": "little", "prompt": "hi", "temperature": 0, "max_tokens": 30}
+        whole = (await client.completions.create(**asked)).choices[0].text
+        chunks = [one async for one in await client.completions.create(**asked, stop=[whole[5:8]], stream=True)]
+    assert "".join(one.choices[0].text for one in chunks) == whole[: whole.index(whole[5:8])]
+    assert [one.choices[0].finish_reason for one in chunks if one.choices[0].finish_reason is not None] == ["stop"]
+
+
+async def test_a_tool_that_must_be_called_is_called(door: RunningDoor) -> None:
+    asked = {"model": "little", "messages": HI, "tools": [LIGHT], "tool_choice": "required", "max_tokens": 100}
+    async with door.client() as client:
+        (choice,) = (await client.chat.completions.create(**asked)).choices
+        chunks = [one async for one in await client.chat.completions.create(**asked, stream=True)]
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "set_light"
+    assert set(json.loads(call.function.arguments)) == {"on"}
+    pieces = [piece.function for one in chunks for piece in one.choices[0].delta.tool_calls or []]
+    assert [piece.name for piece in pieces if piece.name] == ["set_light"]
+    assert set(json.loads("".join(piece.arguments for piece in pieces))) == {"on"}
+
+
+async def test_a_tool_that_may_be_called_is_called_or_the_answer_is_a_text(door: RunningDoor) -> None:
+    async with door.client() as client:
+        asked = {"model": "little", "messages": HI, "tools": [LIGHT], "max_tokens": 100, "temperature": 0}
+        (choice,) = (await client.chat.completions.create(**asked)).choices
+        chunks = [one async for one in await client.chat.completions.create(**asked, stream=True)]
+    assert bool(choice.message.tool_calls) is not bool(choice.message.content)
+    assert any(one.choices[0].delta.tool_calls for one in chunks) is bool(choice.message.tool_calls)
 
 
 async def test_a_schema_constrains_the_answer(door: RunningDoor) -> None:
@@ -224,11 +292,12 @@ async def test_a_completion_continues_its_prompt(door: RunningDoor) -> None:
     assert whole.usage.completion_tokens == 5
 
 
-async def test_two_answers_at_once_are_refused_by_name(door: RunningDoor) -> None:
+@pytest.mark.parametrize("field", [{"n": 2}, {"presence_penalty": 0.5}], ids=lambda field: next(iter(field)))
+async def test_what_it_does_not_hear_is_refused_by_name(door: RunningDoor, field: dict) -> None:
     async with door.client() as client:
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.chat.completions.create(model="little", messages=HI, n=2)
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "n")
+            await client.chat.completions.create(model="little", messages=HI, **field)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", next(iter(field)))
 
 
 async def test_more_than_it_may_hold_is_busy(door: RunningDoor) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,17 +27,16 @@ SLICE = [sys.executable, "-m", "cli"]
 
 
 def free_port_pair() -> int:
-    """Return a port that is free together with the next one."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with socket.socket() as second:
-                try:
-                    second.bind(("127.0.0.1", port + 1))
-                except OSError:
-                    continue
-                return port
+    """Return a port that is free together with the next one, above those that outgoing connections take meanwhile."""
+    for port in random.sample(range(61000, 65500, 2), 2250):
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no two ports are free")
 
 
 @dataclass(frozen=True, kw_only=True)

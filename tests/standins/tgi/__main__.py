@@ -3,8 +3,7 @@
 It takes the launcher's flags and environment, wants a folder of safetensors as its model, and answers as the router's
 documentation and source say. The model that answers is **not** the one in that folder: llama.cpp cannot read
 safetensors, so it runs the GGUF twin whose path the test wrote into the executable. Router and launcher are one
-process here; the shard is a child with another name. What it lacks: tools (the definitions are rendered, calls are
-not forced), several shards, images, adapters.
+process here; the shard is a child with another name. What it lacks: several shards, images, adapters.
 """
 
 import argparse

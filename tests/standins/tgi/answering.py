@@ -5,11 +5,14 @@ Comes in: a request of /generate. Goes out: tokens one by one, or `ApiError`. Ca
 Source: huggingface/text-generation-inference router/src/validation.rs, infer/mod.rs and server.rs of 3.x.
 """
 
+import contextlib
 import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+import jsonschema
 
 from tests.standins.llama import Runner, RunnerError
 
@@ -38,6 +41,7 @@ class Limits:
     max_total_tokens: int
     max_concurrent_requests: int
     max_stop_sequences: int = 4
+    max_top_n_tokens: int = 5
     max_client_batch_size: int = 4
 
 
@@ -119,7 +123,6 @@ class Answering:
             "stream": True,
             "n_predict": limit,
             "n_probs": max(1, int(asked.get("top_n_tokens") or 0)),
-            "stop": asked.get("stop") or [],
             "seed": seed if seed is not None else secrets.randbelow(2**32),
             "temperature": _temperature(asked),
             "top_p": asked.get("top_p") or 1.0,
@@ -130,10 +133,11 @@ class Answering:
         }
         made = 0
         try:
-            for piece in self._runner.events("/completion", body, client):
-                last = self._made(piece, made + 1, len(ids), seed)
-                made = last.generated
-                yield last
+            with contextlib.closing(self._runner.events("/completion", body, client)) as events:
+                for piece in _tokens(events, asked.get("stop") or []):
+                    last = self._made(piece, made + 1, len(ids), seed)
+                    made = last.generated
+                    yield last
         except RunnerError as error:
             text = f"Request failed during generation: Server error: {error.text}"
             raise ApiError(424, text, "generation") from error
@@ -173,6 +177,9 @@ class Answering:
         if not inputs:
             raise invalid("`inputs` cannot be empty")
         _check_sampling(asked)
+        if (asked.get("top_n_tokens") or 0) > self.limits.max_top_n_tokens:
+            given = asked["top_n_tokens"]
+            raise invalid(f"`top_n_tokens` must be >= 0 and <= {self.limits.max_top_n_tokens}. Given: {given}")
         if len(asked.get("stop") or []) > self.limits.max_stop_sequences:
             given = len(asked["stop"])
             raise invalid(f"`stop` supports up to {self.limits.max_stop_sequences} stop sequences. Given: {given}")
@@ -212,10 +219,37 @@ def _temperature(asked: Mapping) -> float:
 def _grammar(grammar: Mapping | None) -> dict:
     if grammar is None:
         return {}
-    if grammar["type"] == "json_schema":
-        return {"json_schema": grammar["value"]["schema"]}
-    if grammar["type"] == "json" and isinstance(grammar.get("value"), dict):
-        if "properties" not in grammar["value"]:
-            raise invalid("grammar is not valid: Grammar must have a 'properties' field")
-        return {"json_schema": grammar["value"]}
-    raise invalid("grammar is not supported")
+    if grammar["type"] not in ("json", "json_schema"):
+        raise invalid("grammar is not supported")
+    schema = grammar["value"]["schema"] if grammar["type"] == "json_schema" else grammar["value"]
+    if not isinstance(schema, dict):
+        raise invalid("grammar is not supported")
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise invalid(f"grammar is not valid: {error.message}") from error
+    if "properties" not in schema:
+        raise invalid("grammar is not valid: Grammar must have a 'properties' field")
+    # llama.cpp's grammar lets any white space pass, in which a small model gets lost; TGI's takes one space at most.
+    return {"json_schema": {**schema, "x-guidance": {"whitespace_flexible": False}}}
+
+
+def _tokens(events: Iterator[dict], stops: list[str]) -> Iterator[dict]:
+    """Yield one piece a token; the last one says why. A stop string that ends the answer stays in it.
+
+    llama.cpp tells the end in a piece of its own, which is no token, and would keep a stop string to itself.
+    """
+    text, before = "", None
+    for piece in events:
+        text += piece["content"]
+        if piece["stop"]:
+            yield {**(before or piece), **piece, "content": (before or {"content": ""})["content"] + piece["content"]}
+            return
+        if any(text.endswith(stop) for stop in stops):
+            if before is not None:
+                yield before
+            yield {**piece, "stop": True, "stop_type": "word"}
+            return
+        if before is not None:
+            yield before
+        before = piece

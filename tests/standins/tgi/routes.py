@@ -1,23 +1,36 @@
 """TGI's routes: its own and those that look like OpenAI's, with what they do not hear.
 
 A request's `model` other than "tgi" is the name of a LoRA adapter. `stop` is a list or an error. `n` and `logit_bias`
-are read and unused. A schema stands in the `value` of `response_format`. Errors are {"error", "error_type"}; inside a
-chat's stream they are an event with a status of its own.
+are read and unused. A schema stands in the `value` of `response_format`. An answer ended by a stop string holds it, and
+names its reason `stop_sequence`. Errors are {"error", "error_type"}; inside a chat's stream they are an event with a
+status of its own.
 
-Source: huggingface/text-generation-inference router/src/server.rs, chat.rs and docs/openapi.json of 3.3.
+Source: huggingface/text-generation-inference router/src/server.rs, chat.rs, lib.rs, docs/openapi.json of 3.3 and
+server/text_generation_server/utils/tokens.py.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from tests.standins.serving import Handler
+from tests.standins.tgi import tools
 from tests.standins.tgi.answering import Answering, ApiError, Made
 
 VERSION = "3.3.7"
 _FINGERPRINT = f"{VERSION}-native"
-_LISTS = {"stop": list, "messages": list, "tools": list, "logit_bias": list}
-_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("stop", "messages", "tools", "logit_bias"), (list,)),
+    **dict.fromkeys(("max_tokens", "seed", "n", "top_logprobs"), (int,)),
+    **dict.fromkeys(("temperature", "top_p", "presence_penalty", "frequency_penalty"), (int, float)),
+    **dict.fromkeys(("stream", "logprobs"), (bool,)),
+    **dict.fromkeys(("model", "suffix"), (str,)),
+    "stream_options": (dict,),
+    "tool_choice": (str, dict),
+}
+_REASONS = {"eos_token": "stop"}
+"""Of chats and whole completions; every other reason is said as it is."""
 
 
 class BodyError(Exception):
@@ -34,9 +47,17 @@ def asked(handler: Handler, *required: str) -> dict:
     for name in required:
         if name not in value:
             raise BodyError(f"Failed to deserialize the JSON body into the target type: missing field `{name}`")
-    for name, kind in _LISTS.items():
-        if value.get(name) is not None and not isinstance(value[name], kind):
-            raise BodyError(f"Failed to deserialize the JSON body into the target type: {name}: expected a sequence")
+    for name, kinds in _KINDS.items():
+        given = value.get(name)
+        if given is not None and (not isinstance(given, kinds) or (isinstance(given, bool) and bool not in kinds)):
+            raise BodyError(f"Failed to deserialize the JSON body into the target type: {name}: invalid type")
+    for tool in value.get("tools") or []:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not {"parameters", "arguments"} & set(function) or "name" not in function:
+            raise BodyError("Failed to deserialize the JSON body into the target type: tools: missing field")
+    choice = value.get("tool_choice")
+    if isinstance(choice, dict) and "name" not in (choice.get("function") or {}):
+        raise BodyError("Failed to deserialize the JSON body into the target type: tool_choice")
     return value
 
 
@@ -133,39 +154,47 @@ class Routes:
 
     def chat(self, handler: Handler) -> None:
         request = asked(handler, "messages")
-        form, tools = request.get("response_format"), request.get("tools")
-        if form is not None and tools is not None:
-            raise ApiError(422, "Tool error: Grammar and tools are mutually exclusive", "tool_error")
-        if form is not None and form.get("type") not in ("json", "regex", "json_schema"):
+        form, given = request.get("response_format"), request.get("tools")
+        if form is not None and given is not None:
+            raise tools.tool_error("Grammar and tools are mutually exclusive")
+        if form is not None and form.get("type") not in ("json", "json_object", "regex", "json_schema"):
             raise BodyError(f"response_format: unknown variant `{form.get('type')}`, expected `json`, `regex`")
         if form is not None and "value" not in form:
             raise BodyError("response_format: missing field `value`")
-        inputs = self._answering.rendered(request["messages"], tools)
+        schema = tools.schema_of(given or [], request.get("tool_choice"))
+        if request.get("stream"):
+            wants_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+            chunks = self._chat_chunks(handler, request, schema, wants_usage=wants_usage)
+            self._stream(handler, chunks, _openai_error, is_done_sent=True)
+            return
+        whole = list(self._made(handler, request, schema))
+        text = "".join(one.token["text"] for one in whole)
+        message: dict = {"role": "assistant", "content": text}
+        if schema is not None:
+            name, arguments = tools.call_in(text)
+            if name == tools.NO_TOOL:
+                whole = list(self._made(handler, request, None))
+                message["content"] = "".join(one.token["text"] for one in whole)
+            else:
+                function = {"description": None, "name": name, "arguments": arguments}
+                call = {"id": secrets.token_hex(5), "type": "function", "function": function}
+                message = {"role": "assistant", "tool_calls": [call]}
+        logprobs = {"content": [_logprob(one) for one in whole]} if request.get("logprobs") else None
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": _reason(whole[-1])}
+        answer = {**self._head("chat.completion"), "choices": [choice], "usage": _usage(whole[-1])}
+        handler.json(200, answer, {"x-prompt-tokens": str(whole[-1].prompt_tokens)})
+
+    def _made(self, handler: Handler, request: Mapping, schema: dict | None) -> Iterator[Made]:
+        """Yield the tokens of a chat, as a call of a tool when there is a schema for one."""
+        inputs = self._answering.rendered(request["messages"], request.get("tools") if schema else None)
         penalty = request.get("presence_penalty")
         parameters = {
             **_sampling(request),
             "repetition_penalty": None if penalty is None else penalty + 2.0,
-            "grammar": form,
+            "grammar": request.get("response_format") if schema is None else {"type": "json", "value": schema},
             "top_n_tokens": request.get("top_logprobs"),
         }
-        made = self._answering.generate(inputs, parameters, handler.client)
-        wants_logprobs = bool(request.get("logprobs"))
-        if request.get("stream"):
-            wants_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-            chunks = self._chat_chunks(made, wants_logprobs=wants_logprobs, wants_usage=wants_usage)
-            self._stream(handler, chunks, _openai_error, is_done_sent=True)
-            return
-        whole = list(made)
-        message = {"role": "assistant", "content": "".join(one.token["text"] for one in whole)}
-        logprobs = {"content": [_logprob(one) for one in whole]} if wants_logprobs else None
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": logprobs,
-            "finish_reason": _REASONS[whole[-1].reason or ""],
-        }
-        answer = {**self._head("chat.completion"), "choices": [choice], "usage": _usage(whole[-1])}
-        handler.json(200, answer, {"x-prompt-tokens": str(whole[-1].prompt_tokens)})
+        return self._answering.generate(inputs, parameters, handler.client)
 
     def completions(self, handler: Handler) -> None:
         request = asked(handler, "prompt")
@@ -192,7 +221,7 @@ class Routes:
                 "index": index,
                 "text": "".join(one.token["text"] for one in made),
                 "logprobs": None,
-                "finish_reason": _REASONS[made[-1].reason or ""],
+                "finish_reason": _reason(made[-1]),
             }
             for index, made in enumerate(answers)
         ]
@@ -205,17 +234,27 @@ class Routes:
         }
         handler.json(200, {**self._head("text_completion"), "choices": choices, "usage": usage})
 
-    def _chat_chunks(self, made: Iterator[Made], *, wants_logprobs: bool, wants_usage: bool) -> Iterator[dict]:
-        for one in made:
-            choice = {
-                "index": 0,
-                "delta": {"role": "assistant", "content": one.token["text"]},
-                "logprobs": {"content": [_logprob(one)]} if wants_logprobs else None,
-                "finish_reason": None if one.reason is None else _REASONS[one.reason],
-            }
-            yield {**self._head("chat.completion.chunk"), "choices": [choice]}
+    def _chat_chunks(
+        self, handler: Handler, request: Mapping, schema: dict | None, *, wants_usage: bool
+    ) -> Iterator[dict]:
+        def chunk(one: Made, delta: dict) -> Iterator[dict]:
+            logprobs = {"content": [_logprob(one)]} if request.get("logprobs") else None
+            reason = None if one.reason is None else _reason(one)
+            choice = {"index": 0, "delta": {"role": "assistant", **delta}, "logprobs": logprobs}
+            yield {**self._head("chat.completion.chunk"), "choices": [{**choice, "finish_reason": reason}]}
             if one.reason is not None and wants_usage:
                 yield {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(one)}
+
+        call_id = secrets.token_hex(5)
+        for name, arguments, one in tools.pieces(self._made(handler, request, schema)) if schema else ():
+            if name == tools.NO_TOOL:
+                schema = None
+                break
+            call = {"index": 0, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            yield from chunk(one, {"tool_calls": [call]})
+        if schema is None:
+            for one in self._made(handler, request, None):
+                yield from chunk(one, {"content": one.token["text"]})
 
     def _text_chunks(self, index: int, made: Iterator[Made]) -> Iterator[dict]:
         for one in made:
@@ -262,6 +301,11 @@ def _sampling(request: Mapping) -> dict:
         "frequency_penalty": request.get("frequency_penalty"),
         "adapter_id": None if name in (None, "tgi") else name,
     }
+
+
+def _reason(last: Made) -> str:
+    reason = last.reason or ""
+    return _REASONS.get(reason, reason)
 
 
 def _usage(last: Made) -> dict:

@@ -1,0 +1,1 @@
+"""The echo engine: says the last words it was told, again and again."""

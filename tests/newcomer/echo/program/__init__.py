@@ -1,0 +1,1 @@
+"""The program of the echo engine; runs by path, outside our packages."""
