@@ -14,11 +14,11 @@ from pathlib import Path
 from adapters.contract import Runtime
 from core.errors import Failure
 from core.infra import cluster
-from core.origins import parse_base_url
+from core.origins import is_carried, parse_base_url
 from core.states import Desired, ReplicaState
 from core.texts import sendable
 from node_agent import launching, lifecycle, replica
-from node_agent.dataplane.entries import PlaneEntry, is_carried, paths_of
+from node_agent.dataplane.entries import PlaneEntry, paths_of
 from node_agent.replica import Replica
 from node_agent.runtimes.container import ContainerEngine
 from node_agent.runtimes.contract import Engine, Seat

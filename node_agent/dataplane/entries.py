@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapters.contract import OPENAI_PATHS, Adapter, Settings
-from core import origins
-from core.origins import Origin
 
 _KEY = re.compile(r"[A-Za-z0-9][!-~]*")  # what HAProxy's map files hold: no blank, no '#' at its beginning
 
@@ -35,11 +33,6 @@ def paths_of(adapter: Adapter, settings: Settings, prefix: str = "") -> tuple[st
     """Return the paths that the front door may ask for of an engine with these settings."""
     paths = adapter.dialect.paths
     return tuple(sorted({prefix + paths.get(one, OPENAI_PATHS[one]) for one in adapter.endpoints(settings)}))
-
-
-def is_carried(origin: Origin) -> bool:
-    """Return whether an engine that is not ours is reached through the plane: one that runs on this very machine."""
-    return origins.is_loopback(origin) and not origin.is_tls
 
 
 def routes(entries: Iterable[PlaneEntry]) -> tuple[MapLine, ...]:
