@@ -6,6 +6,7 @@ must not try again once a byte has gone to the client, and must not pass an engi
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +15,11 @@ from typing import Any
 from adapters.contract import OPENAI_PATHS, Dialect, Endpoint
 from core.clock import Clock
 from core.errors import Failure
-from core.ids import ReplicaId
 from core.names import did_you_mean
 from gateway import words
 from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
-from gateway.table import Route, Table, Target
+from gateway.table import Route, Spawn, Table, Target
 from gateway.upstream import EngineDied, EnginePool, EngineUnreachable, Reply, Request
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -30,6 +30,13 @@ ATTEMPTS = 2
 MAX_WHOLE_BYTES = 64 * 1024**2
 """Largest answer that is no stream; it is held until complete, so that a dying engine gives a clean 502."""
 MAX_ERROR_BYTES = 64 * 1024
+TURNED_AWAY_S = 3.0
+"""How long a request that only data planes have answered waits for a table in which somebody serves: the time of a few
+heartbeats. An engine that was restarted is back under its new incarnation long before."""
+_LOOK_AGAIN_S = 0.5
+_TURNS_AWAY = frozenset({b"stale", b"fenced", b"path", b"role"})
+"""The faults by which a data plane says that this is not, or not now, the engine's machine; no engine saw the request.
+See node_agent/dataplane/design.md."""
 WRITE_STALL_S = 30.0
 """Longest time a client may leave a stream unread before its engine is freed."""
 DISABLED_RETRY_S = 60.0
@@ -72,6 +79,10 @@ class _TryAnother(Exception):
         self.failure = failure
 
 
+class _TurnedAway(_TryAnother):
+    """A data plane refused the request before any engine saw it: what the table says is out of date."""
+
+
 class Relay:
     """Carries requests to the replicas of the current table."""
 
@@ -79,6 +90,7 @@ class Relay:
         self,
         *,
         table: Callable[[], Table],
+        table_after: Callable[[int], Awaitable[None]],
         pool: EnginePool,
         balance: Balance,
         dialect_of: DialectOf,
@@ -86,6 +98,7 @@ class Relay:
         timeouts: Timeouts,
     ) -> None:
         self._table = table
+        self._table_after = table_after
         self._pool = pool
         self._balance = balance
         self._dialect_of = dialect_of
@@ -98,19 +111,29 @@ class Relay:
         Raises:
             Failure: no replica gave one; nothing was sent.
         """
-        tried: set[ReplicaId] = set()
+        tried: set[Spawn] = set()
+        turned_away: set[Spawn] = set()
         failure: Failure | None = None
-        for _ in range(ATTEMPTS):
+        give_up_at = self._clock.monotonic() + TURNED_AWAY_S
+        while len(tried) < ATTEMPTS:
             # Looked up anew each time: a replica unrouted meanwhile gets nothing.
-            route = checked_route(self._table(), call.asked.model, call.endpoint)
-            target = self._balance.take(route.targets, frozenset(tried))
+            table = self._table()
+            route = checked_route(table, call.asked.model, call.endpoint)
+            target = self._balance.take(route.targets, frozenset(tried | turned_away))
             if target is None:
-                break
-            tried.add(target.replica_id)
+                if not turned_away or tried or not await self._looks_again(table.version, give_up_at):
+                    break
+                turned_away.clear()
+                failure = None
+                continue
             try:
                 await self._attempt(call, route, target, send)
                 return
+            except _TurnedAway as error:
+                turned_away.add(target.spawn)
+                failure = error.failure
             except _TryAnother as error:
+                tried.add(target.spawn)
                 failure = error.failure
             finally:
                 self._balance.release(target)
@@ -119,12 +142,27 @@ class Relay:
             failure = not_ready(route)
         raise failure
 
+    async def _looks_again(self, version: int, give_up_at: float) -> bool:
+        """Wait for another table than `version`, or a little; return whether there is time for another look.
+
+        Without another table too: a node that was cut off for a moment takes requests again by its next heartbeat.
+        """
+        left_s = give_up_at - self._clock.monotonic()
+        if left_s <= 0:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_LOOK_AGAIN_S, left_s)):
+                await self._table_after(version)
+        return True
+
     async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
         dialect = self._dialect_of(route.engine)
         said = words.words(call.endpoint, call.body, call.asked, route, dialect)
         request = engine_request(call, target, dialect, said.body)
         reply, first = await self._first_bytes(target, request, route.public_name)
         try:
+            if target.plane is not None and (fault := reply.header(b"x-slice-fault")):
+                raise self._fault(target, fault, route.public_name)
             if reply.status != 200:
                 body = await self._error_body(reply, first)
                 raise _retried(self.failure_of(call, route, reply.status, body))
@@ -139,6 +177,15 @@ class Relay:
         finally:
             reply.close()
 
+    def _fault(self, target: Target, fault: bytes, model: str) -> Exception:
+        """Return what an answer of a data plane's own means: it is never the engine's, and never shown."""
+        if fault == b"timeout":
+            return _timed_out(model, self._timeouts.first_byte_s)
+        if fault == b"unreachable":
+            self._balance.refused(target)
+            return _TryAnother(_unreachable(model))
+        return _TurnedAway(_unreachable(model)) if fault in _TURNS_AWAY else _TryAnother(_died(model))
+
     async def _first_bytes(self, target: Target, request: Request, model: str) -> tuple[Reply, bytes]:
         try:
             async with asyncio.timeout(self._timeouts.first_byte_s):
@@ -152,10 +199,7 @@ class Relay:
             raise _timed_out(model, self._timeouts.first_byte_s) from None
         except EngineUnreachable as error:
             self._balance.refused(target)
-            text = f"No engine of model '{model}' can be reached"
-            raise _TryAnother(
-                Failure("door.engine_unreachable", text, hint="try again in a moment", retry_after_s=1)
-            ) from error
+            raise _TryAnother(_unreachable(model)) from error
         except EngineDied as error:
             raise _TryAnother(_died(model)) from error
 
@@ -379,6 +423,11 @@ def engine_request(call: Call, target: Target, dialect: Dialect | None, body: by
 def _retried(failure: Failure) -> Exception:
     is_other_replicas_chance = failure.code in ("door.engine_busy", "door.engine_failed")
     return _TryAnother(failure) if is_other_replicas_chance else failure
+
+
+def _unreachable(model: str) -> Failure:
+    text = f"No engine of model '{model}' can be reached"
+    return Failure("door.engine_unreachable", text, hint="try again in a moment", retry_after_s=1)
 
 
 def _died(model: str) -> Failure:
