@@ -23,7 +23,7 @@ from core.infra.cluster import make_private_dir, write_private
 from core.infra.grpc import CHANNEL_OPTIONS, bearer
 from core.infra.logs import Log
 from gateway.chance import Chance
-from gateway.upstream import Plane
+from gateway.places import Plane
 from protos.slice.routes.v1 import routes_pb2, routes_pb2_grpc
 
 CERTIFY_TIMEOUT_S = 5.0

@@ -15,8 +15,7 @@ from typing import Any
 from adapters.contract import OPENAI_PATHS, Dialect, Endpoint
 from core.clock import Clock
 from core.errors import Failure
-from core.names import did_you_mean
-from gateway import words
+from gateway import refusals, words
 from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
 from gateway.table import Route, Spawn, Table, Target
@@ -39,8 +38,6 @@ _TURNS_AWAY = frozenset({b"stale", b"fenced", b"path", b"role"})
 See node_agent/dataplane/design.md."""
 WRITE_STALL_S = 30.0
 """Longest time a client may leave a stream unread before its engine is freed."""
-DISABLED_RETRY_S = 60.0
-"""When to ask again for a disabled model: an operator, not time, enables it."""
 EVENT_STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -139,7 +136,7 @@ class Relay:
                 self._balance.release(target)
         if failure is None:
             self._balance.unmet(call.asked.model)
-            failure = not_ready(route)
+            failure = refusals.not_ready(route)
         raise failure
 
     async def _looks_again(self, version: int, give_up_at: float) -> bool:
@@ -180,11 +177,11 @@ class Relay:
     def _fault(self, target: Target, fault: bytes, model: str) -> Exception:
         """Return what an answer of a data plane's own means: it is never the engine's, and never shown."""
         if fault == b"timeout":
-            return _timed_out(model, self._timeouts.first_byte_s)
+            return refusals.timed_out(model, self._timeouts.first_byte_s)
         if fault == b"unreachable":
             self._balance.refused(target)
-            return _TryAnother(_unreachable(model))
-        return _TurnedAway(_unreachable(model)) if fault in _TURNS_AWAY else _TryAnother(_died(model))
+            return _TryAnother(refusals.unreachable(model))
+        return _TurnedAway(refusals.unreachable(model)) if fault in _TURNS_AWAY else _TryAnother(refusals.died(model))
 
     async def _first_bytes(self, target: Target, request: Request, model: str) -> tuple[Reply, bytes]:
         try:
@@ -196,12 +193,12 @@ class Relay:
                     reply.close()
                     raise
         except TimeoutError:
-            raise _timed_out(model, self._timeouts.first_byte_s) from None
+            raise refusals.timed_out(model, self._timeouts.first_byte_s) from None
         except EngineUnreachable as error:
             self._balance.refused(target)
-            raise _TryAnother(_unreachable(model)) from error
+            raise _TryAnother(refusals.unreachable(model)) from error
         except EngineDied as error:
-            raise _TryAnother(_died(model)) from error
+            raise _TryAnother(refusals.died(model)) from error
 
     async def _error_body(self, reply: Reply, first: bytes) -> bytes:
         body = first
@@ -234,11 +231,11 @@ class Relay:
                     raise EngineDied("an endless answer")
             body = restored(b"".join(pieces))
         except TimeoutError:
-            raise _timed_out(route.public_name, self._timeouts.idle_s) from None
+            raise refusals.timed_out(route.public_name, self._timeouts.idle_s) from None
         except words.ErrorInside as error:
             raise _retried(self.failure_of(call, route, 200, error.body)) from error
         except EngineDied as error:
-            raise _TryAnother(_died(route.public_name)) from error
+            raise _TryAnother(refusals.died(route.public_name)) from error
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
         headers.append(self.processing_header(call))
@@ -304,15 +301,15 @@ class _Passage:
             await self._pass_all(first)
         except EngineDied:
             if self._is_empty or self._events.ending() is not stream.Ending.DONE:
-                failure = _died(self._route.public_name)
+                failure = refusals.died(self._route.public_name)
         except TimeoutError:
             if not self._is_reading:
                 raise ClientStalled from None
-            failure = _timed_out(self._route.public_name, self._relay.idle_s)
+            failure = refusals.timed_out(self._route.public_name, self._relay.idle_s)
         if self._events.engine_error is not None:
             failure = self._relay.failure_of(self._call, self._route, 200, self._events.engine_error)
         if failure is None and self._events.ending() is stream.Ending.CUT:
-            failure = _died(self._route.public_name)
+            failure = refusals.died(self._route.public_name)
         if failure is not None and not self._is_started:
             raise _retried(failure)
         await self._end(failure)
@@ -363,9 +360,9 @@ def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
     """
     route = table.routes.get(model)
     if route is None or route.is_hidden:
-        raise unknown_model(table, model)
+        raise refusals.unknown_model(table, model)
     if route.disabled:
-        raise disabled(route)
+        raise refusals.disabled(route)
     if endpoint.value not in route.endpoints:
         raise Failure(
             "door.endpoint_unsupported",
@@ -374,35 +371,6 @@ def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
             param="model",
         )
     return route
-
-
-def unknown_model(table: Table, model: str) -> Failure:
-    """Return the failure for a name that no route has."""
-    return Failure(
-        "registry.model_not_found",
-        f"The model '{model[:80]}' does not exist.{did_you_mean(model[:80], table.visible())}",
-        hint="GET /v1/models lists the models",
-        param="model",
-    )
-
-
-def disabled(route: Route) -> Failure:
-    """Return the failure for a route that an operator has disabled: no request starts it, so repeating is in vain."""
-    return Failure(
-        "door.model_disabled",
-        f"Model '{route.public_name}' is disabled",
-        hint="an operator of the cluster can enable it",
-        param="model",
-        retry_after_s=DISABLED_RETRY_S,
-    )
-
-
-def not_ready(route: Route) -> Failure:
-    """Return the failure for a route that nothing serves now."""
-    reason = route.waiting.strip().rstrip(".") or "nothing serves it now"
-    return Failure(
-        "door.model_not_ready", f"Model '{route.public_name}' is not ready: {reason}", hint="try again", retry_after_s=5
-    )
 
 
 def engine_request(call: Call, target: Target, dialect: Dialect | None, body: bytes) -> Request:
@@ -423,20 +391,3 @@ def engine_request(call: Call, target: Target, dialect: Dialect | None, body: by
 def _retried(failure: Failure) -> Exception:
     is_other_replicas_chance = failure.code in ("door.engine_busy", "door.engine_failed")
     return _TryAnother(failure) if is_other_replicas_chance else failure
-
-
-def _unreachable(model: str) -> Failure:
-    text = f"No engine of model '{model}' can be reached"
-    return Failure("door.engine_unreachable", text, hint="try again in a moment", retry_after_s=1)
-
-
-def _died(model: str) -> Failure:
-    return Failure("door.engine_failed", f"The engine of model '{model}' ended before its answer did", hint="try again")
-
-
-def _timed_out(model: str, seconds: float) -> Failure:
-    return Failure(
-        "door.engine_timeout",
-        f"The engine of model '{model}' sent nothing for {seconds:g} s",
-        hint="shorten the prompt, or try again when it is less busy",
-    )

@@ -18,7 +18,7 @@ from core.ids import KeyId, ReplicaId
 from core.infra.cluster import write_private
 from core.origins import Origin, parse_base_url
 from core.states import DisabledAnswer
-from gateway.upstream import Address, Plane
+from gateway.places import Address, Plane
 from protos.slice.routes.v1 import routes_pb2
 
 FILE_FORMAT = 1

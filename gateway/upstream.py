@@ -18,12 +18,13 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 
 from core.clock import Clock
 from core.origins import Origin, address_fault
+from gateway.places import Address, Papers, Plane
 
 HIGH_WATER_BYTES = 256 * 1024
 """Unread body at which a connection stops reading from the engine."""
@@ -50,54 +51,6 @@ class EngineUnreachable(Exception):
 
 class EngineDied(Exception):
     """The connection ended, or turned to nonsense, before the reply was whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plane:
-    """The data plane of another machine's node: one listener for all of its engines."""
-
-    node_id: str
-    host: str
-    port: int
-
-
-class Papers(Protocol):
-    """What the door shows to data planes; `papers.DoorPapers` is the real one."""
-
-    async def context(self) -> ssl.SSLContext:
-        """Return the TLS context with the door's certificate, waiting until there is one."""
-
-    def name_of(self, plane: Plane) -> str:
-        """Return the name that the plane's certificate must have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """Where one spawn of one engine listens; the incarnation keeps a reused port from sharing connections.
-
-    `origin` is set for an engine that is not ours, `plane` for one on another machine, whose host and port are that
-    machine's own.
-    """
-
-    host: str
-    port: int
-    replica_id: str = ""
-    incarnation: int = 0
-    origin: Origin | None = None
-    plane: Plane | None = None
-
-    @property
-    def place(self) -> "Address | Plane":
-        """What a connection leads to: a plane's may carry requests to any engine of its node."""
-        return self.plane or self
-
-    @property
-    def authority(self) -> str:
-        """The value of the Host header."""
-        if self.origin is not None:
-            return self.origin.authority
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)

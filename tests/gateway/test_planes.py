@@ -29,7 +29,10 @@ from tests.gateway.conftest import (
     target,
 )
 from tests.gateway.scripted import Exchange, ScriptedEngine, answering, chat_chunk
+from tests.ggufs import write_random_llama
 from tests.node_agent.planes import CHAT, NODE, Papers, Site, a_site, entry, until_holds
+from tests.programs.running import KEY as ENGINE_KEY
+from tests.programs.running import SERVED_NAME, RunningEngine
 from tests.waiting import until_async
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -367,3 +370,38 @@ async def test_a_door_without_the_nodes_trust_reaches_nothing(tmp_path: Path, fa
     with pytest.raises(openai.InternalServerError):
         await far.ask()
     assert engine.exchanges == []
+
+
+async def test_a_real_llamacpp_streams_through_the_plane_and_stops_when_its_client_leaves(
+    tmp_path: Path, far: Far
+) -> None:
+    (tmp_path / "llama").mkdir()
+    model = write_random_llama(tmp_path / "random.gguf", seed=7, context=4096)
+    found = RunningEngine("llamacpp", directory=tmp_path / "llama", model=model, settings={"context": 4096})
+    with found as engine:
+        await asyncio.to_thread(engine.wait_until_ready)
+        await far.publish(entry(engine.port))
+        place = far.target(ScriptedEngine(answering, port=engine.port))
+        place.engine_key = ENGINE_KEY
+        await far.controller.applied(far.controller.push(route(place, served=SERVED_NAME)))
+        asked = {"model": "smollm2", "messages": MESSAGES, "extra_body": {"ignore_eos": True}}
+        async with far.door.client() as client:
+            whole = await client.chat.completions.create(**asked, max_tokens=4)
+            assert (whole.model, whole.usage.completion_tokens) == ("smollm2", 4)
+            pieces = [piece async for piece in await client.chat.completions.create(**asked, max_tokens=8, stream=True)]
+            assert len(pieces) >= 8
+
+        def is_idle() -> bool:
+            return "llamacpp:requests_processing 0" in engine.request("GET", "/metrics").text
+
+        async with far.door.client() as client:
+            async for _ in await client.chat.completions.create(**asked, max_tokens=4000, stream=True):
+                break
+
+        async def has_stopped() -> bool:
+            return await asyncio.to_thread(is_idle)
+
+        await until_async(has_stopped, 20, "llama.cpp to stop")
+        metrics = (await asyncio.to_thread(engine.request, "GET", "/metrics")).text
+        (made,) = (line for line in metrics.splitlines() if line.startswith("llamacpp:tokens_predicted_total "))
+        assert float(made.split()[1]) < 3000  # of the 4000 that were asked for
