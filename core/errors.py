@@ -94,6 +94,8 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "node.join_token_used": (Kind.DENIED, Retry.NEVER),
     "node.join_token_expired": (Kind.DENIED, Retry.NEVER),
     "node.join_token_not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "node.join_name_refused": (Kind.DENIED, Retry.NEVER),
+    "node.join_limited": (Kind.UNAVAILABLE, Retry.LATER),
     "node.authority_mismatch": (Kind.DENIED, Retry.NEVER),
     "node.csr_refused": (Kind.USAGE, Retry.NEVER),
     "node.certificate_invalid": (Kind.DENIED, Retry.NEVER),

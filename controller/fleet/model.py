@@ -173,7 +173,10 @@ ControllerMessage = Welcome | Ack | Refuse | DesiredSet | LogAsk
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRow:
-    """One node as its row says; `generation` and `desired_digest` are of the last dispatched desired set."""
+    """One node as its row says; `generation` and `desired_digest` are of the last dispatched desired set.
+
+    `joined_at` is None for the node of the controller's own machine.
+    """
 
     node_id: str
     name: str
@@ -194,6 +197,8 @@ class NodeRow:
     generation: int
     desired_digest: str
     created_at: datetime
+    is_approved: bool
+    joined_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
