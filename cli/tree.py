@@ -71,9 +71,27 @@ TABLE: Table = {
         apply="Make the cluster what a file says; pulls what is missing.",
     ),
     "node": GroupEntry(
-        summary="List and show the machines.",
+        summary="List and show the machines, and let others join.",
         section=_CLUSTER,
-        verbs=_verbs("nodes", "Commands", list_="List the nodes.", show="Show one node, its devices and its engines."),
+        verbs={
+            **_verbs(
+                "nodes",
+                "Commands",
+                list_="List the nodes.",
+                show="Show one node, its devices and its engines.",
+                approve="Let a node work that joined with a token made with --manual.",
+            ),
+            "token": GroupEntry(
+                summary="Make and revoke the lines that let other machines join.",
+                verbs=_verbs(
+                    "tokens",
+                    "Commands",
+                    create="Print the line to paste on a machine that shall join; it works once.",
+                    list_="List the join tokens of late, never their secrets.",
+                    revoke="Revoke a join token.",
+                ),
+            ),
+        },
     ),
     "engine": GroupEntry(
         summary="Install, upgrade, remove and adopt the engines of the nodes.",

@@ -153,6 +153,7 @@ def _cluster(data_dir: Path) -> Iterable[Finding]:
     )
     yield from _parts(block)
     yield from asyncio.run(_answers(block))
+    yield _node_listener(block)
     yield from _exposure(block)
 
 
@@ -203,6 +204,25 @@ async def _answers(block: ClusterBlock) -> list[Finding]:
     return findings
 
 
+def _node_listener(block: ClusterBlock) -> Finding:
+    wanted = recording.loaded_settings(block.data_dir, {}).settings
+    if not wanted.node_host:
+        detail = "no node_host is set: this cluster is one machine"
+        return Finding(
+            name="other machines", is_ok=None, detail=detail, hint="`slice up --node-host ADDRESS` lets them in"
+        )
+    open_ports = {item.port for item in listeners.listeners()}
+    silent = [port for port in (wanted.node_port, wanted.node_port + 1) if port not in open_ports]
+    return Finding(
+        name="other machines",
+        is_ok=not silent,
+        detail=f"nothing listens on {wanted.node_host} at {', '.join(map(str, silent))}"
+        if silent
+        else f"join at {wanted.node_host}, ports {wanted.node_port} and {wanted.node_port + 1}",
+        hint=f"its log is {block.log_dir / 'controller.log'}" if silent else "",
+    )
+
+
 async def _door_state(block: ClusterBlock) -> str:
     try:
         living = await door.handle(block)
@@ -217,12 +237,16 @@ def _exposure(block: ClusterBlock) -> Iterable[Finding]:
     ours = [item for item in listeners.listeners() if item.pid in pids]
     ports = {name: block.port(offset) for name, offset in PORTS.items()}
     expected = expected_open_ports(host=block.host, port=block.door_port, replicas=1, ports=ports)
-    meant = {block.door_port, block.controller_port}
+    wanted = recording.loaded_settings(block.data_dir, {}).settings
+    for_nodes = {wanted.node_port, wanted.node_port + 1} if wanted.node_host else set()
+    meant = {block.door_port, block.controller_port} | for_nodes
     for item in sorted(ours, key=lambda one: one.port):
         if item.address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}:
             continue
         known = next((one for one in expected if one.port <= item.port <= one.last_port), None)
         purpose = f" ({known.purpose}; guarded by {known.guard})" if known else ""
+        if item.port in for_nodes:
+            purpose = " (other machines; guarded by TLS with certificates of this cluster)"
         yield Finding(
             name="port beyond loopback",
             is_ok=None if item.port in meant else False,

@@ -15,7 +15,7 @@ from core.errors import Failure
 from core.infra import cluster, settings
 from core.infra.cluster import PORTS_PER_CLUSTER, SECRETS, ClusterBlock
 from core.infra.entropy import SystemEntropy
-from core.infra.settings import Loaded
+from core.infra.settings import Loaded, Settings
 from core.units import MIB, text_from_bytes
 
 _EPHEMERAL_FLOOR = 32768  # net.ipv4.ip_local_port_range's usual start: the kernel hands out ports from here
@@ -104,6 +104,7 @@ def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, li
             controller_port=wanted.controller_port,
         )
     _check_ports(block, living)
+    _check_node_ports(wanted, living)
     if known is not None and cluster.is_moved(data_dir):
         _forget_processes(known)
     make_dirs(block)
@@ -164,6 +165,26 @@ def _check_writable(data_dir: Path) -> None:
             f"{data_dir} has {text_from_bytes(free)} free, a start needs {text_from_bytes(_DISK_FLOOR_BYTES)}",
             hint="free some space, or choose another disk with --data-dir",
         )
+
+
+def _check_node_ports(wanted: Settings, living: frozenset[int]) -> None:
+    if not wanted.node_host:
+        return
+    if not listeners.can_bind(wanted.node_host, 0):
+        raise Failure(
+            "settings.invalid",
+            f"{wanted.node_host} is no address of this machine, so that other machines cannot join at it",
+            hint="give an address that `ip addr` shows with --node-host, or --node-host '' for one machine alone",
+            param="node_host",
+        )
+    for port in (wanted.node_port, wanted.node_port + 1):
+        if port not in living and not listeners.can_bind(wanted.node_host, port):
+            raise Failure(
+                "cluster.port_taken",
+                f"port {port} on {wanted.node_host} is taken by {listeners.holder(port)}",
+                hint="stop that program, or choose another with --node-port; the next one is needed too",
+                param="--node-port",
+            )
 
 
 def _check_ports(block: ClusterBlock, living: frozenset[int]) -> None:

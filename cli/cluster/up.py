@@ -70,7 +70,10 @@ def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
     if known is not None and not cluster.is_moved(request.data_dir):
         asyncio.run(_clear_dead_door(known))
     block = recording.prepared_block(
-        request.data_dir, loaded, SystemEntropy(), living=_living(known) if known is not None else frozenset()
+        request.data_dir,
+        loaded,
+        SystemEntropy(),
+        living=_living(known, loaded.settings) if known is not None else frozenset(),
     )
     recording.remember_flags(block.data_dir, request.flags)
     return block
@@ -100,11 +103,11 @@ async def _clear_dead_door(block: ClusterBlock) -> None:
     await door.clear(block)
 
 
-def _living(block: ClusterBlock) -> frozenset[int]:
+def _living(block: ClusterBlock, wanted: Settings) -> frozenset[int]:
     """Return the ports held by parts that a dead supervisor left alive: those are ours to adopt."""
     held = set()
     if recorded(block.parts_dir, "controller") is not None:
-        held.add(block.controller_port)
+        held |= {block.controller_port, wanted.node_port, wanted.node_port + 1}
     if door.door_socket(block).exists():
         held.add(block.door_port)
     return frozenset(held)

@@ -20,6 +20,12 @@ def up(
         int | None, typer.Option("--controller-port", min=1, max=65535, help="Port of the admin API (7081).")
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (127.0.0.1).")] = None,
+    node_host: Annotated[
+        str | None, typer.Option("--node-host", help="Address of this machine that other machines join at (none).")
+    ] = None,
+    node_port: Annotated[
+        int | None, typer.Option("--node-port", min=1, max=65534, help="Port for joined nodes (7082); joins: one more.")
+    ] = None,
     database_url: Annotated[
         str | None, typer.Option("--database-url", help="PostgreSQL instead of the embedded one.")
     ] = None,
@@ -39,6 +45,8 @@ def up(
         "port": port,
         "controller_port": controller_port,
         "host": host,
+        "node_host": node_host,
+        "node_port": node_port,
         "database_url": database_url,
         "devices": devices,
         "starter_model": starter_model,
