@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.human import ABSENT, age, count_text, size
 from cli.tables import Column, Facts, Item, View, table
-from cli.views import DEPLOYMENTS, VERSIONS, version_label
+from cli.views import DEPLOYMENTS, VERSIONS, node_state, version_label
 
 _FILES = View(
     name=lambda item: str(item.get("path")),
@@ -125,7 +125,7 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
         facts=(
             ("name", _text(node.get("name"))),
             ("id", _text(node.get("id"))),
-            ("state", _text(node.get("state"))),
+            ("state", node_state(node)),
             ("seen", f"{seen:.1f}s ago" if isinstance(seen, int | float) else ABSENT),
             (
                 "machine",

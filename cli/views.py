@@ -273,7 +273,7 @@ REPLICAS = View(
 )
 
 
-def _node_state(node: Item, _: datetime) -> str:
+def node_state(node: Item) -> str:
     """Return the state word of a node; one that may not work yet says so."""
     state = _shown(node.get("state"))
     return f"{state}, unapproved" if node.get("is_approved") is False else state
@@ -284,7 +284,7 @@ NODES = View(
     empty="no node has joined; `slice up` starts one on this machine",
     columns=(
         Column(title="NAME", cell=_text("name")),
-        Column(title="STATE", cell=_node_state, is_state=True),
+        Column(title="STATE", cell=lambda item, _: node_state(item), is_state=True),
         Column(title="SEEN", cell=_seen, is_number=True),
         Column(title="CPUS", cell=_text("cpu_count"), is_number=True),
         Column(title="MEMORY", cell=_size("memory_bytes"), is_number=True),

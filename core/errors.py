@@ -99,6 +99,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "node.authority_mismatch": (Kind.DENIED, Retry.NEVER),
     "node.csr_refused": (Kind.USAGE, Retry.NEVER),
     "node.certificate_invalid": (Kind.DENIED, Retry.NEVER),
+    "node.certificate_limited": (Kind.UNAVAILABLE, Retry.LATER),
     "node.not_reachable": (Kind.UNAVAILABLE, Retry.LATER),
     "node.in_use": (Kind.CONFLICT, Retry.NEVER),
     "node.not_listening": (Kind.CONFLICT, Retry.NEVER),

@@ -83,11 +83,16 @@ class NodeListeners:
         """Replace the certificate when it is due, for ever."""
         while True:
             await asyncio.sleep(CHECK_S)
-            if self._holder is None or self._holder.is_due(self._clock.now()):
-                try:
-                    await self._certify()
-                except Failure as failure:  # the old one is good for half a day yet
-                    self._log.warning("controller_not_certified", code=failure.code, message=failure.message)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Replace the certificate if half of its life is over; connections that there are stay."""
+        if self._holder is not None and not self._holder.is_due(self._clock.now()):
+            return
+        try:
+            await self._certify()
+        except Failure as failure:  # the old one is good for half a day yet
+            self._log.warning("controller_not_certified", code=failure.code, message=failure.message)
 
     async def stop(self) -> None:
         """End all streams; they get half a second."""

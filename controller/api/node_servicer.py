@@ -133,7 +133,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             parts = self._stage.parts()
             holder = callers.node_holder(context, parts.certificates)
             identity = holder.identity if holder is not None else _own_identity(parts, request.csr_pem)
-            given = await parts.certificates.issue(request.csr_pem, identity)
+            given = await parts.certificates.renew(request.csr_pem, identity)
             authority = await parts.certificates.authority.get()
         except Failure as failure:
             self._log.warning("renewal_refused", code=failure.code, message=failure.message)

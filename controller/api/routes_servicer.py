@@ -63,7 +63,7 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
             door = certificates.identity(Role.DOOR, request.door_id)
             if identity_of(door.uri) != door:
                 raise Failure("node.csr_refused", f"{request.door_id[:_DOOR_ID_MAX]!r} can stand in no certificate")
-            given = await certificates.issue(request.csr_pem, door)
+            given = await certificates.renew(request.csr_pem, door)
             authority = await certificates.authority.get()
         except Failure as failure:
             self._log.warning("door_not_certified", code=failure.code, message=failure.message)

@@ -9,10 +9,15 @@ from collections.abc import Callable
 
 from controller.identity import certificate_store as store
 from controller.identity.authority import AuthorityFiles
+from controller.identity.brake import Brake
 from core.clock import Clock
+from core.errors import Failure
 from core.identities import Identity, Role
 from core.infra import certificates, postgres
 from core.infra.certificates import Issued
+
+ASKED_PER_HOUR = 30
+"""Certificates of one holder: each is a signature and a row. One is renewed twice a day."""
 
 
 class Certificates:
@@ -24,6 +29,7 @@ class Certificates:
         self._database = database
         self._clock = clock
         self._revoked: frozenset[str] = frozenset()
+        self._brake = Brake(limit=ASKED_PER_HOUR, window_s=3600.0)
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         self.authority = authority
         self.cluster_id = cluster_id
@@ -41,6 +47,24 @@ class Certificates:
     def identity(self, role: Role, name: str) -> Identity:
         """Return how a process of this cluster is named."""
         return Identity(cluster_id=self.cluster_id, role=role, name=name)
+
+    async def renew(self, csr_pem: str, identity: Identity) -> Issued:
+        """Return the next certificate of somebody who needs no token, as often as one has a reason to ask.
+
+        Raises:
+            Failure: `node.certificate_limited`; as for `issue`.
+        """
+        now = self._clock.monotonic()
+        wait_s = self._brake.wait_s(identity.uri, now)
+        if wait_s > 0:
+            raise Failure(
+                "node.certificate_limited",
+                f"{identity.uri} has asked for {ASKED_PER_HOUR} certificates within an hour",
+                hint="one lasts a day: it belongs into a file",
+                retry_after_s=wait_s,
+            )
+        self._brake.note(identity.uri, now)
+        return await self.issue(csr_pem, identity)
 
     async def issue(self, csr_pem: str, identity: Identity, *, connection: postgres.Connection | None = None) -> Issued:
         """Return a certificate for `identity` and record it, in the transaction of `connection` if there is one.

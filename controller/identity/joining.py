@@ -175,10 +175,10 @@ class Joining:
     async def _note(self, wish: JoinWish, failure: Failure) -> None:
         """Count a failed join and write it down."""
         now = self._clock.monotonic()
-        self._brake.failed(wish.address, now)
+        self._brake.note(wish.address, now)
         if self._recorded.wait_s("", now) > 0:
             return
-        self._recorded.failed("", now)
+        self._recorded.note("", now)
         try:
             async with self._database.transaction() as connection:
                 await self._events.record(connection, _refused(wish, failure))
