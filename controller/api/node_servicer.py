@@ -133,7 +133,8 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             parts = self._stage.parts()
             holder = callers.node_holder(context, parts.certificates)
             identity = holder.identity if holder is not None else _own_identity(parts, request.csr_pem)
-            given = await parts.certificates.renew(request.csr_pem, identity)
+            by = holder.serial if holder is not None else ""
+            given = await parts.certificates.renew(request.csr_pem, identity, by=by)
             authority = await parts.certificates.authority.get()
         except Failure as failure:
             self._log.warning("renewal_refused", code=failure.code, message=failure.message)

@@ -48,11 +48,13 @@ class Certificates:
         """Return how a process of this cluster is named."""
         return Identity(cluster_id=self.cluster_id, role=role, name=name)
 
-    async def renew(self, csr_pem: str, identity: Identity) -> Issued:
+    async def renew(self, csr_pem: str, identity: Identity, *, by: str = "") -> Issued:
         """Return the next certificate of somebody who needs no token, as often as one has a reason to ask.
 
+        `by` is the serial of the certificate that it is asked with, if it is asked with one.
+
         Raises:
-            Failure: `node.certificate_limited`; as for `issue`.
+            Failure: `node.certificate_limited`; `node.certificate_invalid` when `by` was revoked; as for `issue`.
         """
         now = self._clock.monotonic()
         wait_s = self._brake.wait_s(identity.uri, now)
@@ -64,7 +66,11 @@ class Certificates:
                 retry_after_s=wait_s,
             )
         self._brake.note(identity.uri, now)
-        return await self.issue(csr_pem, identity)
+        async with self._database.transaction() as connection:
+            await store.take_turn(connection, identity.role.value, identity.name)
+            if by and await store.is_revoked(connection, by):
+                raise Failure("node.certificate_invalid", f"the certificate of {identity.uri} was revoked")
+            return await self.issue(csr_pem, identity, connection=connection)
 
     async def issue(self, csr_pem: str, identity: Identity, *, connection: postgres.Connection | None = None) -> Issued:
         """Return a certificate for `identity` and record it, in the transaction of `connection` if there is one.

@@ -30,6 +30,7 @@ from tests.controller.cluster import DOOR, NODE, Cluster
 from tests.controller.played import PlayedNode
 from tests.controller.remote import Machine, RemoteNode, free_ports, identity, minted
 from tests.controller.test_joining import until_rejected, until_shown
+from tests.waiting import until_async
 
 
 @pytest.fixture
@@ -358,6 +359,27 @@ async def test_a_holder_that_asks_for_certificates_without_end_has_to_wait(joine
         replies = [await stub.Renew(pb.RenewRequest(csr_pem=csr_pem), timeout=10) for _ in range(31)]
     assert [reply.reject.code for reply in replies] == [""] * 30 + ["node.certificate_limited"]
     assert not replies[-1].reject.is_fatal
+
+
+async def test_no_certificate_is_issued_past_a_revocation_that_memory_does_not_know_yet(
+    joined: tuple[Cluster, Machine],
+) -> None:
+    cluster, machine = joined
+    csr_pem = certificates.new_request(identity()).csr_pem
+    async with cluster.database() as connection, connection.transaction():
+        turn = "SELECT pg_advisory_xact_lock(hashtextextended('slice certificate node nod_far', 0))"
+        await connection.execute(turn)
+        asked = asyncio.create_task(renewed(machine.channel(), csr_pem))
+
+        async def waits() -> bool:
+            cursor = await connection.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            )
+            return (await cursor.fetchone()) == (1,)
+
+        await until_async(waits, timeout_s=8, what="the renewal to wait")
+        await connection.execute("UPDATE controller.certificate SET revoked_at = now() WHERE subject = 'nod_far'")
+    assert (await asked).reject.code == "node.certificate_invalid"
 
 
 async def test_the_authority_is_made_once_and_its_certificate_can_be_made_again(tmp_path: Path) -> None:
