@@ -13,9 +13,11 @@ import psutil
 from cli.cluster import door, floors, listeners, lock, postgres, recording, wiring
 from cli.cluster.finding import Finding
 from cli.cluster.parts import recorded
+from cli.joined import doctor as joined_doctor
 from core.errors import Failure
-from core.infra import cluster
-from core.infra.cluster import PORTS, ClusterBlock
+from core.infra import cluster, joined
+from core.infra.clock import SystemClock
+from core.infra.cluster import PORTS, ClusterBlock, MachineBlock
 from core.infra.processes import family
 from core.infra.settings import process_environment
 from core.units import GIB, MIB, text_from_bytes
@@ -26,16 +28,9 @@ _KNOWN_PTH = ("distutils-precedence.pth", "__editable__", "easy-install.pth", "_
 
 def run(data_dir: Path) -> list[Finding]:
     """Return everything that was looked at on this machine and in the cluster of `data_dir`."""
-    checks: tuple[Callable[[Path], Iterable[Finding]], ...] = (
-        _python,
-        _packages,
-        _startup_files,
-        _limits,
-        _disk,
-        _postgres,
-        _cluster,
-        _floors,
-    )
+    of_any: tuple[Callable[[Path], Iterable[Finding]], ...] = (_python, _packages, _startup_files, _limits, _disk)
+    of_place = (_node,) if (data_dir / joined.FILE).exists() else (_postgres, _cluster)
+    checks: tuple[Callable[[Path], Iterable[Finding]], ...] = (*of_any, *of_place, _floors)
     findings: list[Finding] = []
     for check in checks:
         findings.extend(check(data_dir))
@@ -56,7 +51,7 @@ def _packages(_: Path) -> Iterable[Finding]:
 def _floors(data_dir: Path) -> Iterable[Finding]:
     """Look for what is older than it should be, and for who else serves models here."""
     try:
-        block = cluster.load(data_dir)
+        block: MachineBlock | None = cluster.load(data_dir) or joined.load(data_dir)
     except Failure:  # told by the check of the cluster
         block = None
     path = process_environment().get("PATH")
@@ -155,6 +150,16 @@ def _cluster(data_dir: Path) -> Iterable[Finding]:
     yield from asyncio.run(_answers(block))
     yield _node_listener(block)
     yield from _exposure(block)
+
+
+def _node(data_dir: Path) -> Iterable[Finding]:
+    try:
+        block = joined.load(data_dir)
+    except Failure as failure:
+        yield Finding(name="node", is_ok=False, detail=failure.message, hint=failure.hint)
+        return
+    if block is not None:
+        yield from joined_doctor.findings(block, SystemClock().now())
 
 
 def _ports_for_a_start(data_dir: Path) -> Iterable[Finding]:

@@ -8,7 +8,9 @@ import typer
 from cli.cluster import up as cluster_up
 from cli.cluster.up import UpRequest
 from cli.connection import local_data_dir
+from cli.joined import up as joined_up
 from cli.options import Output
+from core.infra import joined
 
 UpOutput = Annotated[Output, typer.Option("--output", "-o", help="json prints the addresses and the key as an object.")]
 
@@ -39,7 +41,8 @@ def up(
 ) -> int:
     """Start the cluster of this machine and return when it is ready.
 
-    `slice --data-dir DIR up` starts another cluster beside it. Flags are remembered for the next `slice up`.
+    `slice --data-dir DIR up` starts another cluster beside it. Flags are remembered for the next `slice up`. On a
+    machine that joined a cluster it starts that machine's node agent.
     """
     flags: dict[str, object] = {
         "port": port,
@@ -52,11 +55,15 @@ def up(
         "starter_model": starter_model,
         "wheel_dir": None if wheel_dir is None else str(wheel_dir.resolve()),
     }
+    data_dir = local_data_dir(ctx.obj)
+    words = "json" if output is Output.JSON else "text"
+    if joined.load(data_dir) is not None:
+        return joined_up.run(data_dir, flags, words, is_foreground=foreground)
     return cluster_up.run(
         UpRequest(
-            data_dir=local_data_dir(ctx.obj),
+            data_dir=data_dir,
             flags=flags,
             is_foreground=foreground,
-            output="json" if output is Output.JSON else "text",
+            output=words,
         )
     )
