@@ -90,7 +90,7 @@ class Renewal:
                     self._tell(failure, holder)
                 else:
                     attempt, self._told = 0, ""
-                    continue
+                    wait_s = await asyncio.to_thread(self._rest_s)
             await _pause(min(wait_s, _LOOK_EVERY_S))
 
     async def renew(self) -> None:
@@ -132,6 +132,10 @@ class Renewal:
             return found.holder if found is not None else None
         except Failure:
             return None  # damaged: only a new one helps
+
+    def _rest_s(self) -> float:
+        """Return the least wait after a renewal: by a clock that is ahead, even a new certificate looks due."""
+        return back_off_s(16, self._left_s(self._holder()), 1.0)
 
     def _left_s(self, holder: Holder | None) -> float:
         return (holder.expires_at - self._clock.now()).total_seconds() if holder is not None else 0.0
