@@ -18,6 +18,7 @@ from core.errors import Failure
 from core.infra import cluster, joined
 from core.infra.clock import SystemClock
 from core.infra.cluster import PORTS, ClusterBlock, MachineBlock
+from core.infra.joined import NodeBlock
 from core.infra.processes import family
 from core.infra.settings import process_environment
 from core.units import GIB, MIB, text_from_bytes
@@ -55,7 +56,8 @@ def _floors(data_dir: Path) -> Iterable[Finding]:
     except Failure:  # told by the check of the cluster
         block = None
     path = process_environment().get("PATH")
-    yield from floors.database()
+    if not isinstance(block, NodeBlock):
+        yield from floors.database()
     yield from floors.container_runtime(path)
     yield from floors.engines(block, path)
     yield from floors.strangers(block)

@@ -28,6 +28,9 @@ def join(
     again: Annotated[
         bool, typer.Option("--again", help="Get a new certificate for a machine that joined; engines go on.")
     ] = False,
+    no_start: Annotated[
+        bool, typer.Option("--no-start", help="Only join; systemd, or `slice up`, starts the node agent.")
+    ] = False,
     devices: Annotated[str | None, typer.Option("--devices", help="auto, cpu, or sim:FILE (pretended GPUs).")] = None,
     wheel_dir: Annotated[Path | None, typer.Option("--wheel-dir", help="Directory of wheels to install from.")] = None,
     output: JoinOutput = Output.TABLE,
@@ -43,6 +46,7 @@ def join(
         name=name,
         plane_host=plane_host,
         is_again=again,
+        is_starting=not no_start,
         flags={"devices": devices, "wheel_dir": None if wheel_dir is None else str(wheel_dir.resolve())},
         output="json" if output is Output.JSON else "text",
     )

@@ -47,6 +47,7 @@ class JoinRequest:
     name: str
     plane_host: str
     is_again: bool
+    is_starting: bool
     flags: Mapping[str, object]
     output: str  # "text" or "json"
 
@@ -73,6 +74,9 @@ def run(request: JoinRequest, clock: Clock) -> int:
             block, answer = asyncio.run(_joined(request, line, known, clock))
             _write(block, answer.credentials, request.flags)
     asyncio.run(_restart_node_agent(block))
+    if not request.is_starting:
+        up.tell(block, request.output, is_approved=answer.is_approved)
+        return 0
     return up.bring_up(block, request.output, is_approved=answer.is_approved)
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Machine:
     """Everything of it lies below `home`."""
 
     home: Path
+    command: tuple[str, ...] = (sys.executable, "-m", "cli")
+    more: dict[str, str] = field(default_factory=dict)
 
     @property
     def data_dir(self) -> Path:
@@ -41,8 +43,8 @@ class Machine:
         assert found is not None
         return found
 
-    async def slice(self, *arguments: str, code: int = 0, timeout_s: float = 90.0) -> Done:
-        """Run one `slice` command to its end, which must be `code`."""
+    def environment(self) -> dict[str, str]:
+        """The environment of every command: this machine, its CPU alone, and no terminal tricks."""
         own = {
             "SLICE_DATA_DIR": str(self.data_dir),
             "SLICE_RUNTIME_DIR": str(self.home),
@@ -51,12 +53,14 @@ class Machine:
             "HOME": str(self.home),
             "XDG_CONFIG_HOME": str(self.home / "config"),
         }
+        return {**os.environ, **own, **self.more}
+
+    async def slice(self, *arguments: str, code: int = 0, timeout_s: float = 90.0) -> Done:
+        """Run one `slice` command to its end, which must be `code`."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "cli",
+            *self.command,
             *arguments,
-            env={**os.environ, **own},
+            env=self.environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -90,10 +94,10 @@ class Machine:
 
 
 @contextlib.asynccontextmanager
-async def a_machine() -> AsyncIterator[Machine]:
+async def a_machine(**options: Any) -> AsyncIterator[Machine]:
     """Give a machine in a closed temporary directory, short enough for sockets; end what runs on it."""
     home = Path(tempfile.mkdtemp(prefix="sj-", dir="/tmp"))
-    machine = Machine(home=home)
+    machine = Machine(home=home, **options)
     try:
         yield machine
     finally:
