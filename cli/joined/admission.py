@@ -25,7 +25,8 @@ from node_agent.session import PROTOCOL
 from protos.slice.node.v1 import node_pb2, node_pb2_grpc
 
 _CONNECT_S = 10.0
-_CALL_S = 30.0
+_CALL_S = 15.0
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +115,20 @@ async def _joined(line: JoinLine, host: Host, newcomer: Newcomer, csr_pem: str) 
         machine_id=newcomer.machine_id,
         agent_version=VERSION,
     )
-    try:
-        async with secure_channel(address(line.host, line.join_port), None, host.authority_pem, controller) as channel:
-            stub = node_pb2_grpc.NodeJoinStub(channel)  # type: ignore[no-untyped-call]  # generated
-            reply: node_pb2.JoinReply = await stub.Join(asked, timeout=_CALL_S)
-    except grpc.aio.AioRpcError as error:
-        raise _unreachable(line, f"{error.code().name.lower()}: {error.details()}") from None
-    return reply
+    failed: grpc.aio.AioRpcError | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            async with secure_channel(
+                address(line.host, line.join_port), None, host.authority_pem, controller
+            ) as channel:
+                stub = node_pb2_grpc.NodeJoinStub(channel)  # type: ignore[no-untyped-call]  # generated
+                reply: node_pb2.JoinReply = await stub.Join(asked, timeout=_CALL_S)
+                return reply
+        except grpc.aio.AioRpcError as error:
+            # The answer may be what was lost: the same request again is answered although its token is used by now.
+            failed = error
+    assert failed is not None, "each attempt has answered or failed"
+    raise _unreachable(line, f"{failed.code().name.lower()}: {failed.details()}") from None
 
 
 def _served(line: JoinLine) -> tuple[list[str], str]:

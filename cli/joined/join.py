@@ -11,7 +11,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli.cluster import lock, recording
@@ -20,7 +20,7 @@ from cli.cluster.parts import recorded, wait_gone
 from cli.joined import admission, up
 from cli.joined.admission import Admitted, Host, Newcomer
 from cli.roots.node_agent import hostname
-from core import joining
+from core import joining, names
 from core.clock import Clock
 from core.errors import Failure
 from core.infra import cluster, credentials, joined
@@ -60,6 +60,7 @@ def run(request: JoinRequest, clock: Clock) -> int:
     """
     line = joining.parse_line(request.line)
     known = _known(request)
+    name = names.checked_name("node", request.name or (known.node_name if known else hostname()))
     recording.loaded_settings(request.data_dir, request.flags)
     with _tidied(request.data_dir):
         recording.claim(request.data_dir)
@@ -71,7 +72,7 @@ def run(request: JoinRequest, clock: Clock) -> int:
                     f"another command works in {request.data_dir}",
                     hint="wait for it; `slice status` shows what came of it",
                 )
-            block, answer = asyncio.run(_joined(request, line, known, clock))
+            block, answer = asyncio.run(_joined(replace(request, name=name), line, known, clock))
             _write(block, answer.credentials, request.flags)
     asyncio.run(_restart_node_agent(block))
     if not request.is_starting:
@@ -126,7 +127,7 @@ def _block(request: JoinRequest, line: JoinLine, known: NodeBlock | None, host: 
         runtime_dir=cluster.runtime_dir_of(data_dir, process_environment()),
         base_port=known.base_port if known else recording.free_base_port(data_dir),
         node_id=known.node_id if known else SystemEntropy().fresh("nod"),
-        node_name=request.name or (known.node_name if known else hostname()),
+        node_name=request.name,
         controller_host=line.host,
         controller_port=line.port,
         plane_host=request.plane_host or host.local_host,

@@ -43,10 +43,13 @@ class Desk(node_pb2_grpc.NodeJoinServicer):
     reject: node_pb2.Reject | None = None
     answer: node_pb2.JoinReply | None = None
     is_approving: bool = True
+    lost_answers: int = 0
     asked: list[node_pb2.JoinRequest] = field(default_factory=list)
 
     async def Join(self, request: node_pb2.JoinRequest, context: Any) -> node_pb2.JoinReply:
         self.asked.append(request)
+        if len(self.asked) <= self.lost_answers:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
         if self.reject is not None:
             return node_pb2.JoinReply(reject=self.reject)
         if self.answer is not None:

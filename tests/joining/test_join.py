@@ -194,6 +194,25 @@ async def test_the_controllers_no_is_told_in_its_words(machine: Machine, code: s
         assert "do that" in text
 
 
+async def test_an_answer_that_got_lost_is_asked_for_again_with_the_same_key(machine: Machine) -> None:
+    async with serving(Desk(lost_answers=2)) as served:
+        await machine.slice("node", "join", served.line(), "--no-start")
+        assert len({request.csr_pem for request in served.desk.asked}) == 1
+        assert len(served.desk.asked) == 3
+
+
+async def test_a_controller_that_never_answers_leaves_nothing(machine: Machine) -> None:
+    async with serving(Desk(lost_answers=9)) as served:
+        assert "the line was cut" in await refused(machine, served, "controller.unreachable", 6)
+
+
+async def test_a_name_that_no_node_may_have_is_refused_before_the_token_is_sent(machine: Machine) -> None:
+    async with serving(Desk()) as served:
+        done = await machine.slice("node", "join", served.line(), "--name", "Box 1", code=2)
+        assert error(done) == "request.invalid_name"
+        assert served.desk.asked == []
+
+
 async def test_a_certificate_for_somebody_else_is_not_taken(machine: Machine) -> None:
     desk = Desk()
     other = desks.identity("nod_other")
