@@ -15,7 +15,8 @@ from cli import contexts
 from cli.contexts import LOCAL, Context
 from cli.invocation import Invocation
 from core.errors import Failure
-from core.infra import cluster
+from core.infra import cluster, joined
+from core.infra.joined import NodeBlock
 
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 - recognised here, not bound
 _LOOPBACKS = frozenset({"127.0.0.1", "::1", "localhost"}) | _WILDCARDS
@@ -88,6 +89,14 @@ def connection(invocation: Invocation) -> Connection:
 
 def _local(data_dir: Path) -> Connection:
     block = cluster.load(data_dir)
+    node = joined.load(data_dir) if block is None else None
+    if node is not None:
+        raise Failure(
+            "cluster.not_running",
+            f"this machine is node {node.node_name} of a cluster; its controller is at {node.controller_host}",
+            hint="run this there, or let this machine talk to its admin API: `slice context add NAME --url URL "
+            "--token-file FILE`, then `slice context use NAME`",
+        )
     if block is None:
         raise Failure(
             "cluster.not_running",
@@ -121,6 +130,19 @@ def _remote(name: str, context: Context) -> Connection:
         key_file=Path(context.key_file).expanduser() if context.key_file else None,
         unreachable_hint=f"check that the cluster of context {name!r} runs; `slice context list` shows its URL",
     )
+
+
+def local_node(invocation: Invocation) -> NodeBlock | None:
+    """Return this machine's node when `invocation` asks for the directory of a machine that joined, else None.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable`, or the flags disagree.
+    """
+    is_local = invocation.data_dir is not None or invocation.context == LOCAL
+    current = LOCAL if is_local else contexts.load(contexts_file()).current
+    if chosen_context(invocation, current) != LOCAL:
+        return None
+    return joined.load(data_dir_of(invocation.data_dir, invocation.environment))
 
 
 def callable_url(url: str) -> str:

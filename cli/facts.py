@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.human import ABSENT, age, count_text, size
 from cli.tables import Column, Facts, Item, View, table
-from cli.views import DEPLOYMENTS, VERSIONS, version_label
+from cli.views import DEPLOYMENTS, VERSIONS, node_state, version_label
 
 _FILES = View(
     name=lambda item: str(item.get("path")),
@@ -125,7 +125,7 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
         facts=(
             ("name", _text(node.get("name"))),
             ("id", _text(node.get("id"))),
-            ("state", _text(node.get("state"))),
+            ("state", node_state(node)),
             ("seen", f"{seen:.1f}s ago" if isinstance(seen, int | float) else ABSENT),
             (
                 "machine",
@@ -145,6 +145,12 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
     )
 
 
+def _listener(found: object) -> str:
+    if not isinstance(found, dict):
+        return "cannot join; `slice up --node-host ADDRESS` lets them"
+    return f"join at {found.get('host')}, ports {found.get('port')} and {found.get('join_port')}"
+
+
 def status_facts(status: Item) -> Facts:
     """Return the sheet of the whole cluster."""
 
@@ -161,6 +167,7 @@ def status_facts(status: Item) -> Facts:
             ("replicas", ready("replicas")),
             ("front doors", f"{_text(status.get('doors'))}, routes at version {_text(status.get('route_version'))}"),
             ("OpenAI base URL", _text(status.get("openai_base_url"))),
+            ("other machines", _listener(status.get("node_listener"))),
             ("leader epoch", _text(status.get("leader_epoch"))),
             ("schema", _text(status.get("schema"))),
         )

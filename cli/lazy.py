@@ -43,7 +43,7 @@ class GroupEntry:
     """One noun with verbs of its own."""
 
     summary: str
-    verbs: Mapping[str, Entry]
+    verbs: Mapping[str, "Entry | GroupEntry"]
     section: str = "Commands"
     is_alias: bool = False
 

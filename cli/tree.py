@@ -61,7 +61,11 @@ TABLE: Table = {
     **_verbs("up", _CLUSTER, up="Start the cluster of this machine."),
     **_verbs("down", _CLUSTER, down="Stop the cluster of this machine."),
     **_verbs("doctor", _CLUSTER, doctor="Say what is wrong with this machine's cluster, and what cures it."),
-    **_verbs("status", _CLUSTER, status="Show the whole cluster in a few lines."),
+    **_verbs(
+        "status",
+        _CLUSTER,
+        status="Show the whole cluster in a few lines; on a machine that joined one, how that machine stands with it.",
+    ),
     **_verbs("events", _CLUSTER, events="Print what happened."),
     **_verbs(
         "blueprints",
@@ -71,9 +75,28 @@ TABLE: Table = {
         apply="Make the cluster what a file says; pulls what is missing.",
     ),
     "node": GroupEntry(
-        summary="List and show the machines.",
+        summary="List and show the machines, and let others join.",
         section=_CLUSTER,
-        verbs=_verbs("nodes", "Commands", list_="List the nodes.", show="Show one node, its devices and its engines."),
+        verbs={
+            **_verbs(
+                "nodes",
+                "Commands",
+                list_="List the nodes.",
+                show="Show one node, its devices and its engines.",
+                approve="Let a node work that joined with a token made with --manual.",
+            ),
+            **_verbs("joining", "Commands", join="Make this machine a node of a cluster."),
+            "token": GroupEntry(
+                summary="Make and revoke the lines that let other machines join.",
+                verbs=_verbs(
+                    "tokens",
+                    "Commands",
+                    create="Print the line to paste on a machine that shall join; it works once.",
+                    list_="List the join tokens of late, never their secrets.",
+                    revoke="Revoke a join token.",
+                ),
+            ),
+        },
     ),
     "engine": GroupEntry(
         summary="Install, upgrade, remove and adopt the engines of the nodes.",

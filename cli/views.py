@@ -272,12 +272,19 @@ REPLICAS = View(
     ),
 )
 
+
+def node_state(node: Item) -> str:
+    """Return the state word of a node; one that may not work yet says so."""
+    state = _shown(node.get("state"))
+    return f"{state}, unapproved" if node.get("is_approved") is False else state
+
+
 NODES = View(
     name=_field("name"),
     empty="no node has joined; `slice up` starts one on this machine",
     columns=(
         Column(title="NAME", cell=_text("name")),
-        Column(title="STATE", cell=_text("state"), is_state=True),
+        Column(title="STATE", cell=lambda item, _: node_state(item), is_state=True),
         Column(title="SEEN", cell=_seen, is_number=True),
         Column(title="CPUS", cell=_text("cpu_count"), is_number=True),
         Column(title="MEMORY", cell=_size("memory_bytes"), is_number=True),
@@ -303,6 +310,25 @@ KEYS = View(
         Column(title="EXPIRES", cell=lambda item, _: local_time(item.get("expires_at"))),
     ),
 )
+
+JOIN_TOKENS = View(
+    name=_field("id"),
+    empty="no join tokens; `slice node token create` makes one",
+    columns=(
+        Column(title="TOKEN", cell=_text("id")),
+        Column(title="STATE", cell=_text("state"), is_state=True),
+        Column(title="FOR", cell=_text("name")),
+        Column(title="LABELS", cell=lambda item, _: _shown(_pairs(item.get("labels")))),
+        Column(title="EXPIRES", cell=lambda item, _: local_time(item.get("expires_at"))),
+        Column(title="USED BY", cell=_text("used_by")),
+        Column(title="APPROVES", cell=_text("is_approving"), is_wide=True),
+    ),
+)
+
+
+def _pairs(labels: object) -> list[str]:
+    return [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, dict) else []
+
 
 SECRETS = View(
     name=lambda item: str(item.get("name")),

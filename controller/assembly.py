@@ -7,6 +7,7 @@ Comes in: config values, ports, the leadership. Goes out: `Parts` for the edges 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from controller.api.stage import Parts, Stage
@@ -15,8 +16,13 @@ from controller.deployments.service import Deployments
 from controller.engines.choosing import EngineVersions
 from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
+from controller.fleet.members import Members
 from controller.fleet.service import Fleet
+from controller.identity.authority import AuthorityFiles
+from controller.identity.certificates import Certificates
+from controller.identity.joining import Joining
 from controller.identity.service import Identity
+from controller.identity.tokens import JoinTokens, Place
 from controller.leadership import Leadership
 from controller.ledger.service import Bell, Ledger
 from controller.reconcile.absorb import Absorb
@@ -60,6 +66,9 @@ class Facts:
     openai_base_url: str
     key_pepper: bytes
     secret_key: bytes
+    secrets_dir: Path
+    node_host: str
+    node_port: int
     heartbeat_s: float
     loop: LoopConfig
 
@@ -90,6 +99,9 @@ def build(
         heartbeat_s=facts.heartbeat_s,
         leader_epoch=leadership.epoch,
     )
+    authority = AuthorityFiles(facts.secrets_dir, cluster_id=facts.cluster_id, clock=clock)
+    certificates = Certificates(database=database, authority=authority, clock=clock, cluster_id=facts.cluster_id)
+    members = Members(database=database, fleet=fleet, events=ledger, wakeups=wakeups)
     versions = EngineVersions()
     deployments = Deployments(
         database=database,
@@ -155,6 +167,17 @@ def build(
         routes=routes,
         identity=Identity(
             database=database, events=ledger, wakeups=wakeups, entropy=entropy, clock=clock, pepper=facts.key_pepper
+        ),
+        certificates=certificates,
+        members=members,
+        joining=Joining(database=database, events=ledger, members=members, certificates=certificates, clock=clock),
+        tokens=JoinTokens(
+            database=database,
+            events=ledger,
+            entropy=entropy,
+            clock=clock,
+            authority=authority,
+            place=Place(host=facts.node_host, port=facts.node_port),
         ),
         ledger=ledger,
         loop=loop,

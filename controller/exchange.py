@@ -4,6 +4,7 @@ Frozen data only: what a node reported (made at the gRPC edge, read by registry 
 needs to know of a model version (made by the registry). Nothing here decides or acts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapters.contract import ModelFacts
@@ -147,3 +148,15 @@ class Observation:
     replicas: tuple[ReplicaReport, ...]
     files: tuple[FileReport, ...]
     engines: tuple[EngineFact, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newcomer:
+    """A machine whose token and request were found right, as it becomes a node."""
+
+    node_id: NodeId
+    name: str
+    machine_id: str
+    agent_version: str
+    labels: Mapping[str, str]
+    is_approved: bool

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 from controller import assembly
 from controller.api import app as api
+from controller.api.join_servicer import JoinServicer
+from controller.api.node_listeners import NodeListeners
 from controller.api.node_servicer import NodeServicer
 from controller.api.routes_servicer import RoutesServicer
 from controller.api.serving import ControlSocket, HttpServer, claimed
@@ -63,7 +65,10 @@ class ControllerConfig:
     drain_timeout_s: float
     cpu_memory_reserve_bytes: int
     version: str
+    secrets_dir: Path
     disk_pressure_bytes: int = 0
+    node_host: str = ""
+    node_port: int = 0
 
 
 async def run(config: ControllerConfig, *, clock: Clock, entropy: assembly.Entropy, log: Log) -> None:
@@ -102,6 +107,7 @@ class Controller:
         self._leadership = Leadership(self._database, f"{socket.gethostname()}:{config.control_socket}")
         self._http_ended = asyncio.Event()
         self._is_ending = False
+        self._nodes: NodeListeners | None = None
         self.stage = Stage()
         app = api.fast_api(self.stage, MetricsPage(assembly.readings(self.stage)), version=config.version)
         gate = api.guarded(
@@ -148,14 +154,15 @@ class Controller:
         schema = await self._retried(self._lead)
         parts = self._build(schema)
         await self._retried(parts.fleet.load)
+        await self._retried(parts.certificates.load)
         self.stage.begin(parts)
         guard.eternal("reconcile", parts.loop.run())
         guard.eternal("leases", _ticking(parts))
-        self._control.add(
-            nodes=NodeServicer(stage=self.stage, engine_seed=self._config.engine_seed, log=self._log),
-            routes=RoutesServicer(stage=self.stage, log=self._log),
-        )
+        nodes = NodeServicer(stage=self.stage, engine_seed=self._config.engine_seed, clock=self._clock, log=self._log)
+        self._control.add(nodes=nodes, routes=RoutesServicer(stage=self.stage, log=self._log))
         await self._control.start()
+        if self._config.node_host:
+            await self._listen(guard, parts, nodes)
         self._log.info("controller_ready", leader_epoch=self._leadership.epoch, schema=schema)
         while True:
             await _pause(RENEW_S)
@@ -163,6 +170,19 @@ class Controller:
                 await self._leadership.renew()
             except Failure:
                 continue  # the reconcile loop tells of the lost database; the reign lasts unless another one begins
+
+    async def _listen(self, guard: TaskGuard, parts: Parts, nodes: NodeServicer) -> None:
+        """Let other machines in."""
+        self._nodes = NodeListeners(
+            host=self._config.node_host,
+            port=self._config.node_port,
+            certificates=parts.certificates,
+            clock=self._clock,
+            log=self._log,
+        )
+        self._nodes.add(nodes=nodes, joins=JoinServicer(stage=self.stage, log=self._log))
+        await self._retried(self._nodes.start)
+        guard.eternal("certificate", self._nodes.keep())
 
     async def _lead(self) -> int:
         migrations = await asyncio.to_thread(postgres.load_migrations, MIGRATIONS)
@@ -179,6 +199,9 @@ class Controller:
             openai_base_url=config.openai_base_url,
             key_pepper=config.key_pepper,
             secret_key=config.secret_key,
+            secrets_dir=config.secrets_dir,
+            node_host=config.node_host,
+            node_port=config.node_port,
             heartbeat_s=config.heartbeat_s,
             loop=LoopConfig(
                 cpu_reserve_bytes=config.cpu_memory_reserve_bytes,
@@ -217,6 +240,8 @@ class Controller:
             self.stage.parts().fleet.close_all()
         self.http.stop()
         await self._control.stop()
+        if self._nodes is not None:
+            await self._nodes.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HTTP_END_S):
                 await self._http_ended.wait()

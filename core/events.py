@@ -10,6 +10,7 @@ class Subject(StrEnum):
 
     CLUSTER = "cluster"
     NODE = "node"
+    JOIN_TOKEN = "join_token"  # noqa: S105 - a word, not one
     MODEL = "model"
     PULL = "pull"
     DEPLOYMENT = "deployment"

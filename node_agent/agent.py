@@ -16,6 +16,7 @@ from adapters import registry
 from adapters.contract import Adapter
 from core.clock import Clock
 from core.errors import Failure
+from core.identities import Identity, Role
 from core.infra import cluster
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
@@ -28,12 +29,15 @@ from node_agent.dataplane import plane as dataplane
 from node_agent.dataplane.doors import Doors
 from node_agent.dataplane.plane import Plane, PlaneSpec
 from node_agent.devices.reading import Devices, sources_of
+from node_agent.dialing import Way
 from node_agent.engines import EngineHouse
 from node_agent.files import wiring
 from node_agent.files.origins import SourceOrigins
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
+from node_agent.renewal import Renewal
 from node_agent.session import NodeFacts, Session
+from node_agent.standing import StandingFile
 from node_agent.subprocesses import Children
 from node_agent.supervisor import Supervisor
 from node_agent.surroundings import Surroundings
@@ -60,9 +64,11 @@ class PlaneConfig:
 class NodeConfig:
     """All a node agent must be told.
 
-    `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
-    `wheel_dir` may be "", `container_pull` is `never` or `missing`, `environment` is the process's own, of which
-    engines see an allow-listed part, `origins` is what the settings say of places that models come from.
+    `control_target` is a gRPC target: `unix:/path/control.sock`, or HOST:PORT (mTLS, with what `tls_dir` holds).
+    `devices` is `auto`, `cpu` or `sim:FILE`, `wheel_dir` may be "", `container_pull` is `never` or `missing`,
+    `environment` is the process's own, of which engines see an allow-listed part, `origins` is what the settings say of
+    places that models come from. With `cluster_id` and `tls_dir` the node has a certificate, and keeps it fresh.
+    `standing_file` tells commands of this machine how the session stands.
     """
 
     node_name: str
@@ -82,6 +88,9 @@ class NodeConfig:
     container_pull: str = "never"
     plane: PlaneConfig | None = None
     """None: no other machine reaches this node."""
+    cluster_id: str = ""
+    tls_dir: Path | None = None
+    standing_file: Path | None = None
 
 
 async def run(
@@ -195,17 +204,23 @@ async def _serve(
         plane_port=config.plane.port if config.plane else 0,
     )
     keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
+    way = _way(config)
     session = Session(
         facts=facts,
-        target=config.control_target,
-        token=config.token,
+        way=way,
         supervisor=keeper,
         inventory=Inventory(data_dir=config.data_dir, devices=devices, engines=engines, adapters=adapters),
         devices=devices,
         fence=doors.fence,
+        standing=StandingFile(config.standing_file, clock),
+        clock=clock,
         chance=chance,
         log=log,
     )
+    if config.cluster_id and config.tls_dir is not None:
+        own = Identity(cluster_id=config.cluster_id, role=Role.NODE, name=facts.node_id)
+        renewal = Renewal(identity=own, tls_dir=config.tls_dir, way=way, clock=clock, chance=chance, log=log)
+        guard.eternal("renewal", renewal.run())
     await pulls.open()
     await keeper.start()
     await doors.open(keeper.plane_entries)
@@ -232,6 +247,12 @@ def _plane(config: NodeConfig, guard: TaskGuard, clock: Clock, chance: Callable[
         files_socket=config.plane.files_socket,
     )
     return Plane(spec, guard=guard, clock=clock, chance=chance, log=log)
+
+
+def _way(config: NodeConfig) -> Way:
+    is_local = config.control_target.startswith("unix:")
+    tls_dir = None if is_local else config.tls_dir
+    return Way(target=config.control_target, token=config.token, cluster_id=config.cluster_id, tls_dir=tls_dir)
 
 
 async def _sweep(children: Children, log: Log) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 
 from core.errors import Failure
-from core.infra.grpc import bearer
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from node_agent import logs
@@ -26,9 +25,11 @@ _TAIL_LINES_MAX = 100_000
 class LogSender:
     """The log streams of one session."""
 
-    def __init__(self, *, stub: Any, token: str, path_of: Callable[[str], Path], log: Log) -> None:
+    def __init__(
+        self, *, stub: Any, metadata: tuple[tuple[str, str], ...], path_of: Callable[[str], Path], log: Log
+    ) -> None:
         self._stub = stub
-        self._token = token
+        self._metadata = metadata
         self._path_of = path_of
         self._log = log
         self._guard = TaskGuard(log)
@@ -47,7 +48,7 @@ class LogSender:
 
     async def _send(self, request: node_pb2.LogRequest) -> None:
         try:
-            await self._stub.SendLog(self._chunks(request), metadata=bearer(self._token))
+            await self._stub.SendLog(self._chunks(request), metadata=self._metadata)
         except grpc.RpcError:
             pass  # nobody reads any more
         finally:

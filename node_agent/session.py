@@ -14,13 +14,16 @@ from typing import Any
 
 import grpc
 
-from core.infra.grpc import CHANNEL_OPTIONS, bearer
+from core.clock import Clock
+from core.errors import Failure
 from core.infra.logs import Log
 from node_agent import fence, identity, shim_client
 from node_agent.devices.reading import Devices
 from node_agent.fence import Fence
+from node_agent.dialing import Way
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
+from node_agent.standing import StandingFile, State
 from node_agent.supervisor import Supervisor
 from protos.slice.node.v1 import node_pb2, node_pb2_grpc
 
@@ -53,11 +56,12 @@ class NodeFacts:
 class Rejected(Exception):
     """The controller does not want this node now; `pause_s` is how many seconds to stay away."""
 
-    def __init__(self, code: str, message: str, pause_s: float) -> None:
+    def __init__(self, code: str, message: str, pause_s: float, hint: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.pause_s = pause_s
+        self.hint = hint
 
 
 class _Lapsed(Exception):
@@ -79,22 +83,24 @@ class Session:
         self,
         *,
         facts: NodeFacts,
-        target: str,
-        token: str,
+        way: Way,
         supervisor: Supervisor,
         inventory: Inventory,
         devices: Devices,
         fence: Fence,
+        standing: StandingFile,
+        clock: Clock,
         chance: Callable[[], float],
         log: Log,
     ) -> None:
         self._facts = facts
-        self._target = target
-        self._token = token
+        self._way = way
         self._supervisor = supervisor
         self._inventory = inventory
         self._devices = devices
         self._fence = fence
+        self._standing = standing
+        self._clock = clock
         self._chance = chance
         self._log = log
         self._last_reason = ""
@@ -118,8 +124,14 @@ class Session:
             except Rejected as rejected:
                 pause_s = rejected.pause_s
                 self._log.warning("session_rejected", code=rejected.code, message=rejected.message)
+                await self._standing.tell(
+                    State.REFUSED, code=rejected.code, message=rejected.message, hint=rejected.hint
+                )
+            except Failure as failure:
+                pause_s = _FAULT_PAUSE_S
+                await self._note_fault(failure)
             except (_Lapsed, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
-                self._note_end(_words(error), was_open=connection.is_open)
+                await self._note_end(_words(error), was_open=connection.is_open)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end the node agent, nor go on hot
                 pause_s = _FAULT_PAUSE_S
                 self._log.error("session_failed", error=repr(error), exc=error)
@@ -132,27 +144,41 @@ class Session:
         # An eternal task: its owner cancels it. Its end by itself would be a failure of the process.
         await asyncio.Event().wait()
 
-    def _note_end(self, reason: str, *, was_open: bool) -> None:
+    async def _note_end(self, reason: str, *, was_open: bool) -> None:
+        # TLS libraries do not tell a peer why they hang up, so after a failed dial we look at our own certificate. The
+        # dial comes first: it is the controller's clock that counts, ours may be wrong.
+        fault = None if was_open else await self._way.fault(self._clock.now())
+        if fault is not None:
+            await self._note_fault(fault)
+            return
         # A controller that is away for a week is one line, not a hundred thousand.
         if was_open or reason != self._last_reason:
             self._log.info("session_ended", reason=reason, was_open=was_open)
         self._last_reason = reason
+        await self._standing.tell(State.DIALLING, code="controller.unreachable", message=reason)
+
+    async def _note_fault(self, fault: Failure) -> None:
+        if fault.code != self._last_reason:
+            self._log.error("session_impossible", code=fault.code, message=fault.message, hint=fault.hint)
+        self._last_reason = fault.code
+        await self._standing.tell(State.REFUSED, code=fault.code, message=fault.message, hint=fault.hint)
 
     def _parts(self) -> "_Parts":
         return _Parts(
             facts=self._facts,
-            token=self._token,
+            way=self._way,
             supervisor=self._supervisor,
             inventory=self._inventory,
             devices=self._devices,
             fence=self._fence,
+            standing=self._standing,
             chance=self._chance,
             log=self._log,
             leaving=self._leaving,
         )
 
     async def _hold(self, connection: "_Connection") -> None:
-        async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
+        async with await self._way.channel() as channel:
             await connection.hold(node_pb2_grpc.NodeControlStub(channel))  # type: ignore[no-untyped-call]  # generated
 
 
@@ -165,11 +191,12 @@ def _words(error: BaseException) -> str:
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
     facts: NodeFacts
-    token: str
+    way: Way
     supervisor: Supervisor
     inventory: Inventory
     devices: Devices
     fence: Fence
+    standing: StandingFile
     chance: Callable[[], float]
     log: Log
     leaving: asyncio.Event
@@ -191,8 +218,8 @@ class _Connection:
             Rejected: the controller refuses this node. _Lapsed, RpcError: the stream broke.
         """
         parts = self._parts
-        call = stub.Session(metadata=bearer(parts.token))
-        logs = LogSender(stub=stub, token=parts.token, path_of=parts.supervisor.log_path, log=parts.log)
+        call = stub.Session(metadata=parts.way.metadata)
+        logs = LogSender(stub=stub, metadata=parts.way.metadata, path_of=parts.supervisor.log_path, log=parts.log)
         try:
             ack = await self._greet(call)
             async with logs:
@@ -222,6 +249,7 @@ class _Connection:
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
         self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)
+        await self._parts.standing.tell(State.OPEN)
         return ack
 
     async def _hello(self) -> node_pb2.Hello:
@@ -250,9 +278,8 @@ class _Connection:
         if message.WhichOneof("body") == "reject":
             reject = message.reject
             least_s = _FATAL_PAUSE_S if reject.is_fatal else 0.0
-            raise Rejected(
-                code=reject.code, message=reject.message, pause_s=max(least_s, reject.retry_after_ms / 1000.0)
-            )
+            pause_s = max(least_s, reject.retry_after_ms / 1000.0)
+            raise Rejected(code=reject.code, message=reject.message, pause_s=pause_s, hint=reject.hint)
         return message  # type: ignore[no-any-return]
 
     async def _read(self, call: Any, ack: node_pb2.HelloAck, logs: LogSender) -> None:

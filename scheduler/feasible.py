@@ -96,6 +96,8 @@ def _plain_reason(deployment: DeploymentView, node: NodeView, failed_on: frozens
         return _PINNED, f"is not {deployment.node_name}, to which it is pinned"
     if silent := silence(node):
         return _SILENT, silent
+    if not node.is_approved:
+        return _CORDONED, "waits for `slice node approve`"
     if node.is_cordoned:
         return _CORDONED, "is cordoned"
     if node.node_id in failed_on:

@@ -42,6 +42,8 @@ class NodeView:
     engine_reasons: Mapping[str, str] = field(default_factory=dict)
     container_fault: str = ""
     """Why no container can be run there, "" when one can."""
+    is_approved: bool = True
+    """Whether an operator lets it work."""
 
 
 @dataclass(frozen=True, kw_only=True)

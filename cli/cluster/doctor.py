@@ -13,9 +13,12 @@ import psutil
 from cli.cluster import door, floors, listeners, lock, postgres, recording, wiring
 from cli.cluster.finding import Finding
 from cli.cluster.parts import recorded
+from cli.joined import doctor as joined_doctor
 from core.errors import Failure
-from core.infra import cluster
-from core.infra.cluster import PORTS, ClusterBlock
+from core.infra import cluster, joined
+from core.infra.clock import SystemClock
+from core.infra.cluster import PORTS, ClusterBlock, MachineBlock
+from core.infra.joined import NodeBlock
 from core.infra.processes import family
 from core.infra.settings import process_environment
 from core.units import GIB, MIB, text_from_bytes
@@ -26,16 +29,9 @@ _KNOWN_PTH = ("distutils-precedence.pth", "__editable__", "easy-install.pth", "_
 
 def run(data_dir: Path) -> list[Finding]:
     """Return everything that was looked at on this machine and in the cluster of `data_dir`."""
-    checks: tuple[Callable[[Path], Iterable[Finding]], ...] = (
-        _python,
-        _packages,
-        _startup_files,
-        _limits,
-        _disk,
-        _postgres,
-        _cluster,
-        _floors,
-    )
+    of_any: tuple[Callable[[Path], Iterable[Finding]], ...] = (_python, _packages, _startup_files, _limits, _disk)
+    of_place = (_node,) if (data_dir / joined.FILE).exists() else (_postgres, _cluster)
+    checks: tuple[Callable[[Path], Iterable[Finding]], ...] = (*of_any, *of_place, _floors)
     findings: list[Finding] = []
     for check in checks:
         findings.extend(check(data_dir))
@@ -56,11 +52,12 @@ def _packages(_: Path) -> Iterable[Finding]:
 def _floors(data_dir: Path) -> Iterable[Finding]:
     """Look for what is older than it should be, and for who else serves models here."""
     try:
-        block = cluster.load(data_dir)
+        block: MachineBlock | None = cluster.load(data_dir) or joined.load(data_dir)
     except Failure:  # told by the check of the cluster
         block = None
     path = process_environment().get("PATH")
-    yield from floors.database()
+    if not isinstance(block, NodeBlock):
+        yield from floors.database()
     yield from floors.container_runtime(path)
     yield from floors.engines(block, path)
     yield from floors.strangers(block)
@@ -153,7 +150,18 @@ def _cluster(data_dir: Path) -> Iterable[Finding]:
     )
     yield from _parts(block)
     yield from asyncio.run(_answers(block))
+    yield _node_listener(block)
     yield from _exposure(block)
+
+
+def _node(data_dir: Path) -> Iterable[Finding]:
+    try:
+        block = joined.load(data_dir)
+    except Failure as failure:
+        yield Finding(name="node", is_ok=False, detail=failure.message, hint=failure.hint)
+        return
+    if block is not None:
+        yield from joined_doctor.findings(block, SystemClock().now())
 
 
 def _ports_for_a_start(data_dir: Path) -> Iterable[Finding]:
@@ -203,6 +211,25 @@ async def _answers(block: ClusterBlock) -> list[Finding]:
     return findings
 
 
+def _node_listener(block: ClusterBlock) -> Finding:
+    wanted = recording.loaded_settings(block.data_dir, {}).settings
+    if not wanted.node_host:
+        detail = "no node_host is set: this cluster is one machine"
+        return Finding(
+            name="other machines", is_ok=None, detail=detail, hint="`slice up --node-host ADDRESS` lets them in"
+        )
+    open_ports = {item.port for item in listeners.listeners()}
+    silent = [port for port in (wanted.node_port, wanted.node_port + 1) if port not in open_ports]
+    return Finding(
+        name="other machines",
+        is_ok=not silent,
+        detail=f"nothing listens on {wanted.node_host} at {', '.join(map(str, silent))}"
+        if silent
+        else f"join at {wanted.node_host}, ports {wanted.node_port} and {wanted.node_port + 1}",
+        hint=f"its log is {block.log_dir / 'controller.log'}" if silent else "",
+    )
+
+
 async def _door_state(block: ClusterBlock) -> str:
     try:
         living = await door.handle(block)
@@ -217,12 +244,16 @@ def _exposure(block: ClusterBlock) -> Iterable[Finding]:
     ours = [item for item in listeners.listeners() if item.pid in pids]
     ports = {name: block.port(offset) for name, offset in PORTS.items()}
     expected = expected_open_ports(host=block.host, port=block.door_port, replicas=1, ports=ports)
-    meant = {block.door_port, block.controller_port}
+    wanted = recording.loaded_settings(block.data_dir, {}).settings
+    for_nodes = {wanted.node_port, wanted.node_port + 1} if wanted.node_host else set()
+    meant = {block.door_port, block.controller_port} | for_nodes
     for item in sorted(ours, key=lambda one: one.port):
         if item.address.removeprefix("::ffff:") in {"127.0.0.1", "::1"}:
             continue
         known = next((one for one in expected if one.port <= item.port <= one.last_port), None)
         purpose = f" ({known.purpose}; guarded by {known.guard})" if known else ""
+        if item.port in for_nodes:
+            purpose = " (other machines; guarded by TLS with certificates of this cluster)"
         yield Finding(
             name="port beyond loopback",
             is_ok=None if item.port in meant else False,

@@ -7,8 +7,9 @@ from pathlib import Path
 from cli.cluster import lock, teardown
 from cli.cluster.lock import SupervisorLock
 from cli.cluster.parts import wait_gone
-from core.infra import cluster
+from core.infra import cluster, joined
 from core.infra.cluster import ClusterBlock
+from core.infra.joined import NodeBlock
 from core.infra.processes import send_signal
 
 _SUPERVISOR_GRACE_S = 120.0  # PostgreSQL's fast shutdown may take a minute, Ray ten seconds
@@ -16,16 +17,16 @@ _LOOK_AGAIN_S = 0.5
 
 
 def run(data_dir: Path) -> int:
-    """End the cluster of `data_dir`; return 0, also when there was none.
+    """End the cluster of `data_dir`, or what a machine that joined runs; return 0, also when there was none.
 
     Raises:
         Failure: something of it would not end.
     """
-    block = cluster.load(data_dir) if data_dir.exists() else None
+    block = (cluster.load(data_dir) or joined.load(data_dir)) if data_dir.exists() else None
     if block is None:
         print("nothing to end: no cluster was ever started here")
         return 0
-    if cluster.is_moved(data_dir):
+    if cluster.is_moved(data_dir) or joined.is_moved(data_dir):
         print("nothing to end: this directory was copied or moved, and no cluster was started in its new place")
         return 0
     was_up = lock.is_held(block.data_dir) or block.runtime_dir.exists() or any(block.parts_dir.glob("*.json"))
@@ -34,7 +35,7 @@ def run(data_dir: Path) -> int:
     return 0
 
 
-async def _end(block: ClusterBlock) -> None:
+async def _end(block: ClusterBlock | NodeBlock) -> None:
     """End the supervisor, then do its teardown once more under the lock: whatever it left goes too."""
     with SupervisorLock(block.data_dir) as held:
         while not await asyncio.to_thread(held.try_hold, _LOOK_AGAIN_S):
@@ -47,4 +48,7 @@ async def _end(block: ClusterBlock) -> None:
                 # It hangs: take its place. Only the process itself; its parts are ended one by one below.
                 send_signal(supervisor, signal.SIGKILL)
                 await wait_gone(supervisor, 10.0)
-        await teardown.teardown(block)
+        if isinstance(block, NodeBlock):
+            await teardown.teardown_node(block)
+        else:
+            await teardown.teardown(block)

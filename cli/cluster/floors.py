@@ -22,7 +22,7 @@ from adapters import floors, registry
 from adapters.contract import Adapter
 from cli.cluster import postgres
 from cli.cluster.finding import Finding
-from core.infra.cluster import ClusterBlock
+from core.infra.cluster import MachineBlock
 from core.versions import is_below, version_key
 from protos.slice.node.v1 import node_pb2
 
@@ -116,7 +116,7 @@ def said(argv: Sequence[str]) -> str:
     return found[0] if found else ""
 
 
-def engines(block: ClusterBlock | None, path: str | None) -> Iterable[Finding]:
+def engines(block: MachineBlock | None, path: str | None) -> Iterable[Finding]:
     """Yield a finding for each engine on this machine, installed or on `path`, that is below its floor."""
     for adapter in registry.adapters():
         if floors.floor_of(adapter) is None:
@@ -127,7 +127,7 @@ def engines(block: ClusterBlock | None, path: str | None) -> Iterable[Finding]:
                 yield Finding(name=f"engine {adapter.name}", is_ok=False, detail=why, hint=hint)
 
 
-def _installed(block: ClusterBlock | None, adapter: Adapter) -> set[str]:
+def _installed(block: MachineBlock | None, adapter: Adapter) -> set[str]:
     if block is None:
         return set()
     return {marker.parent.name for marker in block.node_dir.glob(f"engines/{adapter.name}/*/slice-engine.json")}
@@ -147,7 +147,7 @@ def _on_path(adapter: Adapter, path: str | None) -> set[str]:
     return {version[1]} if version else set()
 
 
-def strangers(block: ClusterBlock | None, address: tuple[str, int] = _OLLAMA) -> Iterable[Finding]:
+def strangers(block: MachineBlock | None, address: tuple[str, int] = _OLLAMA) -> Iterable[Finding]:
     """Yield a finding when an Ollama answers at its usual address and no node of ours has adopted it."""
     version = _ollama_at(address)
     if version is None or address[1] in _adopted_ports(block):
@@ -174,7 +174,7 @@ def _ollama_at(address: tuple[str, int]) -> str | None:
     return version[:40] if isinstance(version, str) and version.isprintable() else None
 
 
-def _adopted_ports(block: ClusterBlock | None) -> set[int]:
+def _adopted_ports(block: MachineBlock | None) -> set[int]:
     """Return the ports of the engines that this machine's node agent was last told to adopt."""
     try:
         assert block is not None

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from cli.cluster import listeners
 from core.errors import Failure
-from core.infra import cluster, settings
-from core.infra.cluster import PORTS_PER_CLUSTER, SECRETS, ClusterBlock
+from core.infra import cluster, joined, settings
+from core.infra.cluster import PORTS_PER_CLUSTER, SECRETS, ClusterBlock, MachineBlock
 from core.infra.entropy import SystemEntropy
-from core.infra.settings import Loaded
+from core.infra.settings import Loaded, Settings
 from core.units import MIB, text_from_bytes
 
 _EPHEMERAL_FLOOR = 32768  # net.ipv4.ip_local_port_range's usual start: the kernel hands out ports from here
@@ -50,7 +50,7 @@ def remember_flags(data_dir: Path, flags: Mapping[str, object]) -> None:
 
 
 def claim(data_dir: Path) -> None:
-    """Make the data directory, private, or take one that is empty or a cluster's already.
+    """Make the data directory, private, or take one that is empty or ours already.
 
     Raises:
         Failure: `cluster.data_dir_unusable`; somebody else's files are left as they are, modes included.
@@ -63,7 +63,9 @@ def claim(data_dir: Path) -> None:
             f"{data_dir} cannot be read: {error.strerror}",
             hint="choose a directory of your own with --data-dir",
         ) from error
-    if "cluster.json" not in found and found - _MAY_COME_FIRST:
+    if not found & {"cluster.json", joined.FILE} and any(
+        name not in _MAY_COME_FIRST and not name.startswith(("tls", ".tls")) for name in found
+    ):
         raise Failure(
             "cluster.data_dir_unusable",
             f"{data_dir} holds other files and no cluster",
@@ -81,7 +83,7 @@ def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, li
         Failure: the directory is unusable, the disk is full, a port is taken, or a path is too long.
     """
     data_dir = data_dir.resolve()
-    _check_writable(data_dir)
+    check_writable(data_dir)
     known = cluster.load(data_dir)
     wanted = loaded.settings
 
@@ -93,28 +95,30 @@ def prepared_block(data_dir: Path, loaded: Loaded, entropy: SystemEntropy, *, li
             host=wanted.host,
             door_port=wanted.port,
             controller_port=wanted.controller_port,
-            base_port=_free_base_port(data_dir),
+            base_port=free_base_port(data_dir),
         )
     else:
         block = dataclasses.replace(
             known,
-            base_port=known.base_port if living or _is_free(known.base_port) else _free_base_port(data_dir),
+            base_port=known.base_port if living or is_free(known.base_port) else free_base_port(data_dir),
             host=wanted.host,
             door_port=wanted.port,
             controller_port=wanted.controller_port,
         )
     _check_ports(block, living)
+    _check_node_ports(wanted, living)
     if known is not None and cluster.is_moved(data_dir):
-        _forget_processes(known)
+        forget_processes(known)
     make_dirs(block)
     make_secrets(block, entropy)
     cluster.save(block)
     return block
 
 
-def _forget_processes(block: ClusterBlock) -> None:
+def forget_processes(block: MachineBlock) -> None:
     """Remove what a copied directory says of processes: they are the original's, neither to be adopted nor ended."""
-    for path in (block.parts_dir, block.door_dir / "shim", block.node_dir / "replicas", block.node_dir / "children"):
+    door_dir = block.data_dir / "door"
+    for path in (block.parts_dir, door_dir / "shim", block.node_dir / "replicas", block.node_dir / "children"):
         shutil.rmtree(path, ignore_errors=True)
     (block.node_dir / "applied.json").unlink(missing_ok=True)
     (block.data_dir / "supervisor.json").unlink(missing_ok=True)
@@ -145,7 +149,12 @@ def make_secrets(block: ClusterBlock, entropy: SystemEntropy) -> None:
             cluster.write_private(file, entropy.token_bytes(32).hex() if is_bytes else entropy.token_text())
 
 
-def _check_writable(data_dir: Path) -> None:
+def check_writable(data_dir: Path) -> None:
+    """See that a start will find room in `data_dir`.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable` or `disk.full`.
+    """
     probe = data_dir / f".probe.{os.getpid()}"
     try:
         probe.write_text("")
@@ -166,6 +175,26 @@ def _check_writable(data_dir: Path) -> None:
         )
 
 
+def _check_node_ports(wanted: Settings, living: frozenset[int]) -> None:
+    if not wanted.node_host:
+        return
+    if not listeners.can_bind(wanted.node_host, 0):
+        raise Failure(
+            "settings.invalid",
+            f"{wanted.node_host} is no address of this machine, so that other machines cannot join at it",
+            hint="give an address that `ip addr` shows with --node-host, or --node-host '' for one machine alone",
+            param="node_host",
+        )
+    for port in (wanted.node_port, wanted.node_port + 1):
+        if port not in living and not listeners.can_bind(wanted.node_host, port):
+            raise Failure(
+                "cluster.port_taken",
+                f"port {port} on {wanted.node_host} is taken by {listeners.holder(port)}",
+                hint="stop that program, or choose another with --node-port; the next one is needed too",
+                param="--node-port",
+            )
+
+
 def _check_ports(block: ClusterBlock, living: frozenset[int]) -> None:
     for port, flag in ((block.door_port, "--port"), (block.controller_port, "--controller-port")):
         if port not in living and not listeners.can_bind(block.host, port):
@@ -177,11 +206,12 @@ def _check_ports(block: ClusterBlock, living: frozenset[int]) -> None:
             )
 
 
-def _is_free(base: int) -> bool:
+def is_free(base: int) -> bool:
+    """Return whether nobody listens on any port of the range that begins at `base`."""
     return not {item.port for item in listeners.listeners()}.intersection(range(base, base + PORTS_PER_CLUSTER))
 
 
-def _free_base_port(data_dir: Path) -> int:
+def free_base_port(data_dir: Path) -> int:
     """Return the first range whose ports are all free, starting at a place that depends on the directory.
 
     The start differs per directory so that a second cluster does not first look at the range of the first, whose
@@ -191,7 +221,7 @@ def _free_base_port(data_dir: Path) -> int:
     start = sum(str(data_dir).encode()) % count
     for step in range(count):
         base = _FIRST_BASE_PORT + (start + step) % count * PORTS_PER_CLUSTER
-        if _is_free(base):
+        if is_free(base):
             return base
     raise Failure(
         "cluster.port_taken",

@@ -12,7 +12,8 @@ from collections.abc import Awaitable
 from cli.cluster import door
 from cli.cluster.parts import record_file, recorded, stop_process
 from core.errors import Failure
-from core.infra.cluster import ClusterBlock
+from core.infra.cluster import ClusterBlock, MachineBlock
+from core.infra.joined import NodeBlock
 from node_agent import agent
 
 _OURS_GRACE_S = 10.0
@@ -30,6 +31,19 @@ async def teardown(block: ClusterBlock) -> None:
     """
     troubles = await _all(door.clear(block), _end_node_then_controller(block))
     troubles += await _all(_end(block, "postgres", signal.SIGINT, _POSTGRES_GRACE_S))
+    await _finish(block, troubles)
+
+
+async def teardown_node(block: NodeBlock) -> None:
+    """End the node agent and every engine of a machine that joined, then remove its runtime directory.
+
+    Raises:
+        Failure: `cluster.stop_failed` when something would not end; what that is stands in its message.
+    """
+    await _finish(block, await _all(end_node(block)))
+
+
+async def _finish(block: MachineBlock, troubles: list[BaseException]) -> None:
     await asyncio.to_thread(shutil.rmtree, block.runtime_dir, ignore_errors=True)
     if troubles:
         raise Failure(
@@ -45,15 +59,24 @@ async def _all(*steps: Awaitable[None]) -> list[BaseException]:
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _end_node_then_controller(block: ClusterBlock) -> None:
+async def end_node(block: MachineBlock) -> None:
+    """End the node agent, then every engine of this machine.
+
+    Raises:
+        Failure: `shim.lost` when a process survives.
+    """
     await _end(block, "node_agent", signal.SIGTERM, _OURS_GRACE_S)
-    engines = await _all(agent.stop_all_engines(block.node_dir, block.shim_dir, _ENGINE_GRACE_S))
+    await agent.stop_all_engines(block.node_dir, block.shim_dir, _ENGINE_GRACE_S)
+
+
+async def _end_node_then_controller(block: ClusterBlock) -> None:
+    engines = await _all(end_node(block))
     await _end(block, "controller", signal.SIGTERM, _OURS_GRACE_S)
     for trouble in engines:
         raise trouble
 
 
-async def _end(block: ClusterBlock, name: str, first: signal.Signals, grace_s: float) -> None:
+async def _end(block: MachineBlock, name: str, first: signal.Signals, grace_s: float) -> None:
     process = recorded(block.parts_dir, name)
     if process is not None:
         await stop_process(process, first, grace_s)

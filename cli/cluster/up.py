@@ -3,26 +3,23 @@
 import asyncio
 import contextlib
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.cluster import door, lock, recording, wiring
-from cli.cluster.following import show_for
+from cli.cluster import detached, door, lock, recording, wiring
 from cli.cluster.journal import JournalReader, Mark
 from cli.cluster.lock import SupervisorLock
 from cli.cluster.parts import recorded
 from cli.roots import supervisor as supervisor_root
-from core.errors import CODES, Failure
+from core.errors import Failure
 from core.infra import cluster
 from core.infra.cluster import ClusterBlock
 from core.infra.entropy import SystemEntropy
-from core.infra.settings import Loaded, Settings, process_environment
+from core.infra.settings import Loaded, Settings
 
-_FOLLOW_EVERY_S = 0.05
 _ANSWER_LOOKS = 60  # about a minute: a door is redeployed within ten seconds, more on a busy machine
 _LOCK_WAIT_S = 0.3  # a command that only asks holds the lock for moments
 
@@ -50,18 +47,13 @@ def run(request: UpRequest) -> int:
         if not held.try_hold(_LOCK_WAIT_S):
             return _already_up(request, loaded)
         block = _recorded(request, loaded)
-        journal_file(block).unlink(missing_ok=True)
+        detached.journal_file(block).unlink(missing_ok=True)
         if request.is_foreground:
             return _in_foreground(request, block, held)
-        process = _detach(block, held)
-    _follow(journal_file(block), lambda: process.poll() is None, is_plain=request.output == "json")
+        process = detached.start(block, "supervisor", held)
+    detached.follow(detached.journal_file(block), lambda: process.poll() is None, is_plain=request.output == "json")
     _tell(block, request.output, "")
     return 0
-
-
-def journal_file(block: ClusterBlock) -> Path:
-    """Return the journal of the cluster's last start."""
-    return block.log_dir / "start.jsonl"
 
 
 def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
@@ -70,7 +62,10 @@ def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
     if known is not None and not cluster.is_moved(request.data_dir):
         asyncio.run(_clear_dead_door(known))
     block = recording.prepared_block(
-        request.data_dir, loaded, SystemEntropy(), living=_living(known) if known is not None else frozenset()
+        request.data_dir,
+        loaded,
+        SystemEntropy(),
+        living=_living(known, loaded.settings) if known is not None else frozenset(),
     )
     recording.remember_flags(block.data_dir, request.flags)
     return block
@@ -100,11 +95,11 @@ async def _clear_dead_door(block: ClusterBlock) -> None:
     await door.clear(block)
 
 
-def _living(block: ClusterBlock) -> frozenset[int]:
+def _living(block: ClusterBlock, wanted: Settings) -> frozenset[int]:
     """Return the ports held by parts that a dead supervisor left alive: those are ours to adopt."""
     held = set()
     if recorded(block.parts_dir, "controller") is not None:
-        held.add(block.controller_port)
+        held |= {block.controller_port, wanted.node_port, wanted.node_port + 1}
     if door.door_socket(block).exists():
         held.add(block.door_port)
     return frozenset(held)
@@ -123,12 +118,12 @@ def _already_up(request: UpRequest, loaded: Loaded) -> int:
                 hint="run `slice down` first, or use another --data-dir for a second cluster",
                 param=key,
             )
-    journal = journal_file(block)
+    journal = detached.journal_file(block)
     states = [line.mark for line in JournalReader(journal).new_lines() if line.mark in {Mark.READY, Mark.STOPPING}]
     if states[-1:] == [Mark.STOPPING]:
-        raise _stopping()
+        raise detached.stopping()
     if not states:
-        _follow(journal, lambda: lock.is_held(block.data_dir), is_plain=request.output == "json")
+        detached.follow(journal, lambda: lock.is_held(block.data_dir), is_plain=request.output == "json")
     _await_answers(block)
     _tell(block, request.output, "already up: nothing to do")
     return 0
@@ -160,31 +155,11 @@ async def _probed(probe: Callable[[ClusterBlock], Awaitable[bool]], block: Clust
     return await probe(block)
 
 
-def _stopping() -> Failure:
-    return Failure(
-        "cluster.not_running", "the cluster is being ended", hint="`slice down` waits for that; then `slice up` again"
-    )
-
-
-def _detach(block: ClusterBlock, held: SupervisorLock) -> "subprocess.Popen[bytes]":
-    with (block.log_dir / "supervisor.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cli.roots.supervisor", str(block.file), str(held.descriptor)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=dict(process_environment()),
-            cwd="/",
-            start_new_session=True,
-            pass_fds=(held.descriptor,),
-        )
-
-
 def _in_foreground(request: UpRequest, block: ClusterBlock, held: SupervisorLock) -> int:
     def follow() -> None:
         # The supervisor below tells the same failure; this thread only shows the way there.
         with contextlib.suppress(Failure):
-            _follow(journal_file(block), lambda: True, is_plain=True)
+            detached.follow(detached.journal_file(block), lambda: True, is_plain=True)
             _tell(block, request.output, "")
 
     threading.Thread(target=follow, daemon=True).start()
@@ -192,49 +167,6 @@ def _in_foreground(request: UpRequest, block: ClusterBlock, held: SupervisorLock
     if failure is not None:
         raise failure
     return 0
-
-
-def _follow(journal: Path, is_alive: Callable[[], bool], *, is_plain: bool) -> None:
-    """Show the journal until the cluster is ready.
-
-    Raises:
-        Failure: the start was given up, or the supervisor is gone.
-    """
-    reader = JournalReader(journal)
-    show = show_for(is_plain=is_plain)
-    pause = threading.Event()
-    try:
-        while True:
-            is_gone = not is_alive()
-            for line in reader.new_lines():
-                show.line(line)
-                if line.mark is Mark.READY:
-                    return
-                if line.mark is Mark.ENDED:
-                    raise _failure(line.data)
-                if line.mark is Mark.STOPPING:
-                    raise _stopping()
-            if is_gone:
-                raise Failure(
-                    "cluster.start_failed",
-                    "the supervisor ended before the cluster was ready",
-                    hint=f"its log is {journal.parent / 'supervisor.log'}; `slice doctor` looks further",
-                )
-            pause.wait(_FOLLOW_EVERY_S)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the cluster goes on starting; `slice up` follows it again, `slice down` ends it",
-            file=sys.stderr,
-        )
-        raise
-    finally:
-        show.finish()
-
-
-def _failure(data: Mapping[str, object]) -> Failure:
-    code = str(data.get("code"))
-    known = code if code in CODES else "cluster.start_failed"
-    return Failure(known, str(data.get("message")), hint=str(data.get("hint") or ""))
 
 
 def _tell(block: ClusterBlock, output: str, note: str) -> None:

@@ -2,23 +2,22 @@
 
 import json
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Mapping
 
 from cli.cluster import probe
 from cli.cluster.door import DoorPart
 from cli.cluster.parts import Part, ProcessPart
 from cli.cluster.postgres import EmbeddedPostgres, chosen_binaries, identity
+from cli.cluster.programs import environment_of, ours
 from core.infra import cluster
 from core.infra.cluster import ClusterBlock
-from core.infra.settings import Settings, process_environment
+from core.infra.settings import Settings
 
 POSTGRES_STOP = signal.SIGINT  # fast shutdown, PostgreSQL manual "Shutting Down the Server"
 
 
 def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
     """Return the parts in the order of their start: what others wait for comes first."""
-    environment = _environment(block)
+    environment = environment_of(block)
     parts: list[Part] = []
     database_url = wanted.database_url
     if not database_url:
@@ -42,7 +41,7 @@ def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
             )
         )
     cluster.write_private(block.secret_file("database_url"), database_url)
-    parts.append(_ours("controller", block, environment, lambda: controller_is_ready(block)))
+    parts.append(ours("controller", block, environment, lambda: controller_is_ready(block)))
     parts.append(
         DoorPart(
             block=block,
@@ -51,30 +50,8 @@ def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
             is_ready=lambda: door_is_ready(block),
         )
     )
-    parts.append(_ours("node_agent", block, environment, lambda: node_is_ready(block)))
+    parts.append(ours("node_agent", block, environment, lambda: node_is_ready(block)))
     return parts
-
-
-def _ours(
-    name: str, block: ClusterBlock, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
-) -> ProcessPart:
-    return ProcessPart(
-        name=name,
-        argv=[sys.executable, "-m", f"cli.roots.{name}", str(block.file)],
-        environment=environment,
-        log_file=block.log_dir / f"{name}.log",
-        parts_dir=block.parts_dir,
-        is_ready=is_ready,
-    )
-
-
-def _environment(block: ClusterBlock) -> dict[str, str]:
-    """Return what our processes inherit: all of ours, and the way back to this very installation."""
-    environment = dict(process_environment())
-    environment["SLICE_DATA_DIR"] = str(block.data_dir)
-    environment["PYTHONUNBUFFERED"] = "1"
-    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-    return environment
 
 
 async def controller_is_ready(block: ClusterBlock) -> bool:

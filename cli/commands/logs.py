@@ -6,7 +6,9 @@ import typer
 
 from cli import reach
 from cli.client import AdminClient, Json
+from cli.connection import local_node
 from cli.invocation import Invocation
+from cli.joined import logs as joined_logs
 from cli.lookup import replicas_of
 from cli.terminal import Terminal
 
@@ -17,9 +19,16 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
     tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many last lines to begin with.")] = 200,
 ) -> None:
-    """Print the log of an engine; of several replicas one after another, or with -f the newest."""
+    """Print the log of an engine; of several replicas one after another, or with -f the newest.
+
+    On a machine that joined a cluster: the log of its node_agent, its supervisor, or of a replica that runs there.
+    """
     invocation: Invocation = ctx.obj
     terminal = invocation.terminal
+    node = local_node(invocation)
+    if node is not None:
+        joined_logs.show(node, target, terminal, tail=tail, is_followed=follow)
+        return
     client = reach.admin(invocation)
     found = replicas_of(client, target)
     if follow and len(found) > 1:

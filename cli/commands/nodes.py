@@ -1,4 +1,4 @@
-"""`slice node list|show`."""
+"""`slice node list|show|approve`."""
 
 from typing import Annotated
 
@@ -27,3 +27,14 @@ def show(
     found = reach.admin(invocation).get("nodes", name)
     printer = Printer(invocation, output)
     printer.thing(found, NODES, facts.node_facts(found, invocation.clock.now(), is_wide=printer.is_wide))
+
+
+def approve(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NODE", help="Name or id of the node.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let a node work that joined with a token made with --manual; before that it gets no model, file or secret."""
+    invocation: Invocation = ctx.obj
+    found = reach.admin(invocation).post("nodes", name, "approve", body={})
+    Printer(invocation, output).done(found, NODES, f"node {name} may work")

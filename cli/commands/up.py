@@ -8,7 +8,9 @@ import typer
 from cli.cluster import up as cluster_up
 from cli.cluster.up import UpRequest
 from cli.connection import local_data_dir
+from cli.joined import up as joined_up
 from cli.options import Output
+from core.infra import joined
 
 UpOutput = Annotated[Output, typer.Option("--output", "-o", help="json prints the addresses and the key as an object.")]
 
@@ -20,6 +22,12 @@ def up(
         int | None, typer.Option("--controller-port", min=1, max=65535, help="Port of the admin API (7081).")
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on (127.0.0.1).")] = None,
+    node_host: Annotated[
+        str | None, typer.Option("--node-host", help="Address of this machine that other machines join at (none).")
+    ] = None,
+    node_port: Annotated[
+        int | None, typer.Option("--node-port", min=1, max=65534, help="Port for joined nodes (7082); joins: one more.")
+    ] = None,
     database_url: Annotated[
         str | None, typer.Option("--database-url", help="PostgreSQL instead of the embedded one.")
     ] = None,
@@ -33,22 +41,29 @@ def up(
 ) -> int:
     """Start the cluster of this machine and return when it is ready.
 
-    `slice --data-dir DIR up` starts another cluster beside it. Flags are remembered for the next `slice up`.
+    `slice --data-dir DIR up` starts another cluster beside it. Flags are remembered for the next `slice up`. On a
+    machine that joined a cluster it starts that machine's node agent.
     """
     flags: dict[str, object] = {
         "port": port,
         "controller_port": controller_port,
         "host": host,
+        "node_host": node_host,
+        "node_port": node_port,
         "database_url": database_url,
         "devices": devices,
         "starter_model": starter_model,
         "wheel_dir": None if wheel_dir is None else str(wheel_dir.resolve()),
     }
+    data_dir = local_data_dir(ctx.obj)
+    words = "json" if output is Output.JSON else "text"
+    if joined.load(data_dir) is not None:
+        return joined_up.run(data_dir, flags, words, is_foreground=foreground)
     return cluster_up.run(
         UpRequest(
-            data_dir=local_data_dir(ctx.obj),
+            data_dir=data_dir,
             flags=flags,
             is_foreground=foreground,
-            output="json" if output is Output.JSON else "text",
+            output=words,
         )
     )

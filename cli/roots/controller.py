@@ -36,6 +36,9 @@ async def work(block: ClusterBlock, log: Log) -> None:
         cpu_memory_reserve_bytes=wanted.cpu_memory_reserve_bytes,
         disk_pressure_bytes=wanted.disk_pressure_bytes,
         version=VERSION,
+        secrets_dir=block.data_dir / "secrets",
+        node_host=wanted.node_host,
+        node_port=wanted.node_port,
     )
     await process.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
 

@@ -1,30 +1,64 @@
-"""Composition root of this machine's node agent: `python -m cli.roots.node_agent DATA/cluster.json`."""
+"""Composition root of this machine's node agent: `python -m cli.roots.node_agent FILE`.
+
+FILE is `DATA/cluster.json` on the controller's machine and `DATA/node.json` on one that joined.
+"""
 
 import socket
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from cli.cluster import recording
-from cli.roots.entry import run_part
-from core.infra import cluster
+from cli.roots.entry import run_part_of
+from core.infra import cluster, joined
 from core.infra.clock import SystemClock
-from core.infra.cluster import PORTS, ClusterBlock
+from core.infra.cluster import PORTS, ClusterBlock, MachineBlock
 from core.infra.entropy import SystemEntropy
+from core.infra.joined import NodeBlock
 from core.infra.logs import Log
-from core.infra.settings import process_environment
+from core.infra.settings import Settings, process_environment
 from core.infra.version import VERSION
 from node_agent import agent
+from node_agent.agent import NodeConfig
 from node_agent.files.origins import SourceOrigins
 
 
-async def work(block: ClusterBlock, log: Log) -> None:
+async def work(block: ClusterBlock | NodeBlock, log: Log) -> None:
     """Run the node agent of `block` until SIGTERM."""
     wanted = recording.loaded_settings(block.data_dir, {}).settings
-    config = agent.NodeConfig(
-        node_name=socket.gethostname().split(".")[0].lower() or "node",
+    config = _config(block, wanted)
+    if isinstance(block, NodeBlock):
+        config = replace(
+            config,
+            node_name=block.node_name,
+            control_target=block.controller,
+            cluster_id=block.cluster_id,
+            tls_dir=block.tls_dir,
+        )
+    else:
+        config = replace(
+            config,
+            control_target=f"unix:{block.control_socket}",
+            token=cluster.read_secret(block, "node_token"),
+            # Without other machines there is nobody to show a certificate to.
+            cluster_id=block.cluster_id if wanted.node_host else "",
+            tls_dir=block.tls_dir if wanted.node_host else None,
+        )
+    await agent.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
+
+
+def hostname() -> str:
+    """Return the name of this machine's node unless somebody gives another."""
+    return socket.gethostname().split(".")[0].lower() or "node"
+
+
+def _config(block: MachineBlock, wanted: Settings) -> NodeConfig:
+    return NodeConfig(
+        node_name=hostname(),
         data_dir=block.node_dir,
         shim_dir=block.shim_dir,
-        control_target=f"unix:{block.control_socket}",
-        token=cluster.read_secret(block, "node_token"),
+        control_target="",
+        token="",
         devices=wanted.devices,
         engine_ports=range(block.port(PORTS["engine_first"]), block.port(PORTS["engine_last"]) + 1),
         engine_start_timeout_s=wanted.engine_start_timeout_s,
@@ -40,9 +74,17 @@ async def work(block: ClusterBlock, log: Log) -> None:
             source_hosts=wanted.source_hosts,
             room_timeout_s=wanted.pull_room_timeout_s,
         ),
+        standing_file=block.standing_file,
     )
-    await agent.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
+
+
+def main(argv: list[str]) -> int:
+    """Run the node agent of the block recorded in the given file; return its exit code."""
+    file = Path(argv[0])
+    if file.name == joined.FILE:
+        return run_part_of(joined.load(file.parent), "node_agent", work)
+    return run_part_of(cluster.load(file.parent), "node_agent", work)
 
 
 if __name__ == "__main__":
-    sys.exit(run_part("node_agent", sys.argv[1:], work))
+    sys.exit(main(sys.argv[1:]))

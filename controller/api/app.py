@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from controller.api import blueprints, cluster, engines, failures, lives, models, secrets, store, workloads
+from controller.api import blueprints, cluster, engines, failures, lives, members, models, secrets, store, workloads
 from controller.api.gate import App, Gate
 from controller.api.idempotency import Idempotency
 from controller.api.stage import Stage
@@ -14,6 +14,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     """Return the routes alone, without the gate."""
     app = FastAPI(title="Slice admin API", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     failures.install(app)
+    app.include_router(members.router(stage))  # before the nodes by name: `tokens` is none
     app.include_router(cluster.router(stage, metrics))
     app.include_router(models.router(stage))
     app.include_router(store.router(stage))

@@ -140,6 +140,15 @@ class KeyBody(Body):
     expires_in_s: Annotated[int, Field(ge=1, le=_TEN_YEARS_S)] | None = None
 
 
+class JoinTokenBody(Body):
+    """POST /nodes/tokens: null name means any; without `is_approving` who joins waits for an approval."""
+
+    ttl_s: Annotated[int, Field(ge=10, le=7 * 86400)] = 600
+    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    name: Name | None = None
+    is_approving: bool = True
+
+
 _Version = Annotated[str, Field(pattern=_VERSION)]
 _Source = Annotated[str, Field(min_length=1, max_length=2000)]
 

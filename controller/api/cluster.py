@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from controller.api import views
+from controller.api import member_views, views
 from controller.api.bodies import KeyBody
 from controller.api.stage import Parts, Stage
 from controller.deployments.waiting import standing
@@ -90,6 +90,7 @@ async def _status(parts: Parts) -> dict[str, Any]:
         "doors": len(parts.routes.doors()),
         "route_version": parts.routes.version,
         "openai_base_url": parts.openai_base_url,
+        "node_listener": member_views.listener(parts.tokens.place),
     }
 
 

@@ -26,7 +26,10 @@ KEPT_LIMIT_BYTES = 256 * 1024
 """Largest answer that is kept; the largest of one thing is a few KiB."""
 WAIT_S = 30.0
 """Longest wait for the first request with the same key: longer than any call but a client's patience."""
-SECRET_FIELDS: Mapping[tuple[str, str], str] = {("POST", "/api/v1/keys"): "key"}
+SECRET_FIELDS: Mapping[tuple[str, str], str] = {
+    ("POST", "/api/v1/keys"): "key",
+    ("POST", "/api/v1/nodes/tokens"): "line",
+}
 """Fields of answers that are shown once and stored nowhere: a replayed answer has null there."""
 
 _KEY = re.compile(rb"^[!-~]{1,255}\Z")

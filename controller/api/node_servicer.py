@@ -1,22 +1,29 @@
 """slice.node.v1.NodeControl: the thin edge between a node's stream and the fleet.
 
-Comes in: one bidirectional stream per node, and one call per log. Goes out: calls of `Fleet` and `LogRelay`. It decides
-nothing; credentials are checked by the interceptor before it is reached.
+Comes in: one bidirectional stream per node, calls for certificates, and one call per log. Goes out: calls of `Fleet`,
+`Certificates` and `LogRelay`. Serves the unix socket, whose interceptor has checked the bearer token, and the port of
+joined nodes, where each call is its certificate's (`controller.api.callers`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc
+
 from adapters.contract import Runtime
-from controller.api import node_wire
-from controller.api.stage import END, Stage
+from controller.api import callers, node_wire
+from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
 from controller.fleet.model import Refuse, ReplicaOrder
 from controller.fleet.service import Fleet, RefusedError
 from core.apikeys import engine_key
+from core.clock import Clock
 from core.errors import Failure
+from core.identities import Identity, Role
+from core.ids import NodeId
+from core.infra.certificates import Holder, asked_identity
 from core.infra.logs import Log
 from protos.slice.node.v1 import node_pb2 as pb
 from protos.slice.node.v1 import node_pb2_grpc
@@ -27,34 +34,38 @@ _CHUNK_MAX = 256 * 1024
 
 
 class NodeServicer(node_pb2_grpc.NodeControlServicer):
-    """Serves nodes on the control socket."""
+    """Serves nodes, wherever they come in."""
 
-    def __init__(self, *, stage: Stage, engine_seed: bytes, log: Log) -> None:
+    def __init__(self, *, stage: Stage, engine_seed: bytes, clock: Clock, log: Log) -> None:
         self._stage = stage
+        self._clock = clock
         self._engine_seed = engine_seed
         self._log = log
 
     async def Session(self, _: AsyncIterator[pb.NodeMessage], context: Any) -> None:
         """Serve one node until its stream or its session ends."""
         try:
-            fleet = self._stage.parts().fleet
-            session = await self._begin(fleet, context)
+            parts = self._stage.parts()
+            fleet = parts.fleet
+            session, holder = await self._begin(parts, context)
         except (Failure, RefusedError) as error:
             refusal = error.refusal if isinstance(error, RefusedError) else _refusal(error)
             self._log.warning("node_refused", code=refusal.code, message=refusal.message)
             await context.write(pb.ControllerMessage(reject=node_wire.reject(refusal)))
             return
         self._log.info("node_session", node=session.node_id, session_epoch=session.epoch)
+        unbind = self._bound(session, parts, holder)
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(fleet, session, context), name=f"read-{session.node_id}")
                 await self._write(session, context)
                 reader.cancel()
         finally:
+            unbind()
             fleet.closed(session)
             self._log.info("node_session_ended", node=session.node_id, session_epoch=session.epoch)
 
-    async def _begin(self, fleet: Fleet, context: Any) -> fleets.Session:
+    async def _begin(self, parts: Parts, context: Any) -> tuple[fleets.Session, Holder | None]:
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S):
                 first = await context.read()
@@ -62,7 +73,37 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             first = END
         if first is END or first.WhichOneof("body") != "hello":
             raise Failure("node.hello_required", f"the first message must be Hello, within {HELLO_DEADLINE_S:.0f} s")
-        return await fleet.open(node_wire.hello(first.hello))
+        # Only now: a node whose stream ends while it still writes its hello never reads why.
+        holder = callers.node_holder(context, parts.certificates)
+        hello = node_wire.hello(first.hello)
+        if holder is not None and holder.identity.name != hello.node_id:
+            raise Failure(
+                "node.certificate_invalid",
+                f"the certificate names node {holder.identity.name}, the hello {hello.node_id}",
+                hint="a copied data directory? delete its node identity and join again",
+            )
+        return await parts.fleet.open(hello, is_remote=holder is not None), holder
+
+    def _bound(self, session: fleets.Session, parts: Parts, holder: Holder | None) -> Callable[[], None]:
+        """Let a session last no longer than the certificate that it came by; call what returns when it has ended."""
+        if holder is None:
+            return _nothing
+        revoked = Refuse(
+            code="node.certificate_invalid",
+            message="this node's certificate was revoked",
+            hint="join again with `slice node join`",
+            is_fatal=True,
+        )
+        ended = Refuse(code="node.certificate_invalid", message="this session's certificate has run out")
+        unwatch = parts.certificates.watch(holder.serial, lambda: session.close(revoked))
+        left_s = (holder.expires_at - self._clock.now()).total_seconds()
+        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), session.close, ended)
+
+        def unbind() -> None:
+            timer.cancel()
+            unwatch()
+
+        return unbind
 
     async def _read(self, fleet: Fleet, session: fleets.Session, context: Any) -> None:
         while (message := await context.read()) is not END:
@@ -86,9 +127,29 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             return self._stage.parts().secrets.vault.value(order.secret_name)
         return engine_key(self._engine_seed, order.replica_id)
 
+    async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewReply:
+        """Give a node its next certificate."""
+        try:
+            parts = self._stage.parts()
+            holder = callers.node_holder(context, parts.certificates)
+            identity = holder.identity if holder is not None else _own_identity(parts, request.csr_pem)
+            by = holder.serial if holder is not None else ""
+            given = await parts.certificates.renew(request.csr_pem, identity, by=by)
+            authority = await parts.certificates.authority.get()
+        except Failure as failure:
+            self._log.warning("renewal_refused", code=failure.code, message=failure.message)
+            return pb.RenewReply(reject=node_wire.reject(_refusal(failure)))
+        self._log.info("node_certified", node=identity.name, serial=given.serial)
+        return pb.RenewReply(certificate_pem=given.certificate_pem, authority_pem=authority.certificate_pem)
+
     async def SendLog(self, _: AsyncIterator[pb.LogChunk], context: Any) -> pb.LogReceipt:
         """Hand one log on to whoever asked for it; end early when nobody wants it any more."""
-        logs = self._stage.parts().logs
+        parts = self._stage.parts()
+        try:
+            callers.node_holder(context, parts.certificates)
+        except Failure as failure:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{failure.code}: {failure.message}")
+        logs = parts.logs
         while (chunk := await context.read()) is not END:
             piece = Chunk(
                 text=chunk.text[:_CHUNK_MAX],
@@ -101,12 +162,34 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         return pb.LogReceipt()
 
 
+_FATAL = frozenset({"request.invalid_field", "node.certificate_invalid", "node.csr_refused"})
+"""Dialling again cannot cure these."""
+
+
+def _own_identity(parts: Parts, csr_pem: str) -> Identity:
+    """Return who asks on the unix socket: the node of this machine, if it is that and has said hello."""
+    asked = asked_identity(csr_pem)
+    if asked is None or asked != parts.certificates.identity(Role.NODE, asked.name):
+        raise Failure("node.csr_refused", "the certificate request names no node of this cluster")
+    if not parts.fleet.is_local(NodeId(asked.name)):
+        raise Failure(
+            "node.hello_required",
+            f"{asked.name} is not known as the node of the controller's own machine",
+            hint="it says hello first; a node of another machine asks with the certificate that it has",
+        )
+    return asked
+
+
+def _nothing() -> None:
+    """Undo nothing."""
+
+
 def _refusal(failure: Failure) -> Refuse:
     retry_ms = int((failure.retry_after_s or 1.0) * 1000)
     return Refuse(
         code=failure.code,
         message=failure.message,
         hint=failure.hint,
-        is_fatal=failure.code == "request.invalid_field",
+        is_fatal=failure.code in _FATAL,
         retry_after_ms=retry_ms,
     )

@@ -66,7 +66,7 @@ def hello(message: pb.Hello) -> Hello:
     Raises:
         Failure: `request.invalid_field`.
     """
-    node_id = _text(message.node_id, 80)
+    node_id = text(message.node_id, 80)
     if not node_id or not message.machine_id:
         raise _invalid("node_id and machine_id must be given")
     facts = message.inventory
@@ -74,16 +74,16 @@ def hello(message: pb.Hello) -> Hello:
         protocol_min=message.protocol_min,
         protocol_max=message.protocol_max,
         node_id=NodeId(node_id),
-        node_name=_text(message.node_name, 80),
-        machine_id=_text(message.machine_id, 200),
-        boot_id=_text(message.boot_id, 200),
-        agent_run_id=_text(message.agent_run_id, 200),
-        agent_version=_text(message.agent_version, 80),
+        node_name=text(message.node_name, 80),
+        machine_id=text(message.machine_id, 200),
+        boot_id=text(message.boot_id, 200),
+        agent_run_id=text(message.agent_run_id, 200),
+        agent_version=text(message.agent_version, 80),
         max_leader_epoch_seen=message.max_leader_epoch_seen,
         inventory=Inventory(
-            hostname=_text(facts.hostname, 255),
-            system=_text(facts.system, 80),
-            machine=_text(facts.machine, 80),
+            hostname=text(facts.hostname, 255),
+            system=text(facts.system, 80),
+            machine=text(facts.machine, 80),
             cpu_count=min(facts.cpu_count, _INT_MAX),
             memory_bytes=_size(facts.memory_bytes),
             disk_total_bytes=_size(facts.disk_total_bytes),
@@ -116,7 +116,7 @@ def node_message(node_id: NodeId, message: pb.NodeMessage) -> NodeMessage | None
     if kind == "observed":
         return observation(node_id, message.observed)
     if kind == "goodbye":
-        return Goodbye(reason=_text(message.goodbye.reason, 200))
+        return Goodbye(reason=text(message.goodbye.reason, 200))
     if kind == "hello":
         raise _invalid("a session has one hello")
     return None
@@ -141,20 +141,20 @@ def _replica(report: pb.ReplicaReport) -> ReplicaReport:
     if report.port > 65535:
         raise _invalid("a port is at most 65535")
     return ReplicaReport(
-        replica_id=ReplicaId(_text(report.replica_id, 80)),
+        replica_id=ReplicaId(text(report.replica_id, 80)),
         incarnation=min(report.incarnation, _INT_MAX),
         state=_word(ReplicaState, report.state),
-        code=_text(report.code, 80),
-        message=_text(report.message, _TEXT_MAX),
-        log_tail=tuple(_text(line, _TEXT_MAX) for line in report.log_tail[-_LOG_LINES:]),
+        code=text(report.code, 80),
+        message=text(report.message, _TEXT_MAX),
+        log_tail=tuple(text(line, _TEXT_MAX) for line in report.log_tail[-_LOG_LINES:]),
         pid=min(report.pid, _INT_MAX),
-        host=_text(report.host, 255),
+        host=text(report.host, 255),
         port=report.port,
         load_s=_seconds(report.load_s),
         memory_bytes=_size(report.memory_bytes),
         restarts=min(report.restarts, _INT_MAX),
         retry_in_s=_seconds(report.retry_in_s),
-        base_url=_text(report.base_url, _TEXT_MAX),
+        base_url=text(report.base_url, _TEXT_MAX),
     )
 
 
@@ -165,20 +165,20 @@ def _file(report: pb.FileReport) -> FileReport:
         raise _invalid("a chat template is too long")
     files = _version_files(report.version_files)
     return FileReport(
-        want_id=PullId(_text(report.want_id, 80)),
+        want_id=PullId(text(report.want_id, 80)),
         state=_word(PullState, report.state),
         bytes_done=_size(report.bytes_done),
         bytes_total=_size(report.bytes_total),
         sha256=_digest(report.sha256) if report.sha256 else None,
         size_bytes=_size(report.size_bytes),
         facts_json=report.facts_json.replace("\\u0000", ""),
-        code=_text(report.code, 80),
-        message=_text(report.message, _TEXT_MAX),
-        chat_template_sha256=_text(report.chat_template_sha256, 64),
+        code=text(report.code, 80),
+        message=text(report.message, _TEXT_MAX),
+        chat_template_sha256=text(report.chat_template_sha256, 64),
         version_files=files,
-        chat_template=_text(report.chat_template, _TEMPLATE_MAX),
-        template_findings=tuple(_text(finding, 500) for finding in report.template_findings[:_FINDINGS_MAX]),
-        resolved_source=_text(report.resolved_source, _TEXT_MAX),
+        chat_template=text(report.chat_template, _TEMPLATE_MAX),
+        template_findings=tuple(text(finding, 500) for finding in report.template_findings[:_FINDINGS_MAX]),
+        resolved_source=text(report.resolved_source, _TEXT_MAX),
         used_unix_s=max(0, min(report.used_unix_s, _INT_MAX)),
     )
 
@@ -193,7 +193,7 @@ def _version_files(files: Sequence[pb.VersionFile]) -> tuple[VersionFile, ...]:
             path=_path(file.path),
             sha256=_digest(file.sha256),
             size_bytes=_size(file.size_bytes),
-            source=_text(file.source, _TEXT_MAX),
+            source=text(file.source, _TEXT_MAX),
         )
         for file in files
     )
@@ -219,9 +219,9 @@ def _devices(readings: Iterable[pb.DeviceReading]) -> tuple[DeviceReading, ...]:
 
 def _device(reading: pb.DeviceReading) -> DeviceReading:
     return DeviceReading(
-        device_id=DeviceId(_text(reading.device_id, 200)),
+        device_id=DeviceId(text(reading.device_id, 200)),
         kind=_word(DeviceKind, reading.kind),
-        name=_text(reading.name, 200),
+        name=text(reading.name, 200),
         total_bytes=_size(reading.total_bytes),
         free_bytes=_size(reading.free_bytes),
         utilisation=_seconds(reading.utilisation) if reading.HasField("utilisation") else None,
@@ -234,11 +234,11 @@ def _device(reading: pb.DeviceReading) -> DeviceReading:
 def _engine(fact: pb.EngineFact) -> EngineFact:
     kinds = tuple(kind for kind in fact.device_kinds if kind in _KINDS)
     return EngineFact(
-        engine=_text(fact.engine, 80),
+        engine=text(fact.engine, 80),
         is_usable=fact.is_usable,
-        reason=_text(fact.reason, _TEXT_MAX),
+        reason=text(fact.reason, _TEXT_MAX),
         device_kinds=kinds,
-        installed_versions=tuple(_text(version, 80) for version in fact.installed_versions[:_INSTALLS_MAX]),
+        installed_versions=tuple(text(version, 80) for version in fact.installed_versions[:_INSTALLS_MAX]),
         installs=tuple(_install(install) for install in fact.installs[:_INSTALLS_MAX]),
         adopted=_adopted(fact.adopted) if fact.HasField("adopted") else None,
     )
@@ -246,32 +246,32 @@ def _engine(fact: pb.EngineFact) -> EngineFact:
 
 def _install(install: pb.EngineInstall) -> EngineInstall:
     return EngineInstall(
-        version=_text(install.version, 80),
+        version=text(install.version, 80),
         state=_word(InstallState, install.state),
-        code=_text(install.code, 80),
-        message=_text(install.message, _TEXT_MAX),
-        digest=_text(install.digest, 64),
+        code=text(install.code, 80),
+        message=text(install.message, _TEXT_MAX),
+        digest=text(install.digest, 64),
         size_bytes=_size(install.size_bytes),
     )
 
 
 def _adopted(adopted: pb.AdoptedEngine) -> AdoptedEngine:
     return AdoptedEngine(
-        base_url=_text(adopted.base_url, 200),
-        version=_text(adopted.version, 80),
+        base_url=text(adopted.base_url, 200),
+        version=text(adopted.version, 80),
         models=tuple(
             AdoptedModel(
-                name=_text(model.name, 200),
+                name=text(model.name, 200),
                 sha256=Sha256(model.sha256),
                 size_bytes=_size(model.size_bytes),
-                format=_text(model.format, 40),
-                architecture=_text(model.architecture, 80),
-                quantization=_text(model.quantization, 40),
+                format=text(model.format, 40),
+                architecture=text(model.architecture, 80),
+                quantization=text(model.quantization, 40),
             )
             for model in adopted.models[:_ADOPTED_MAX]
             if model.name and len(model.sha256) == 64 and _HEX.issuperset(model.sha256)
         ),
-        message=_text(adopted.message, _TEXT_MAX),
+        message=text(adopted.message, _TEXT_MAX),
     )
 
 
@@ -290,11 +290,12 @@ def _plane_host(message: pb.Hello) -> str:
 
 
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {_text(key, 80): _text(labels[key], 200) for key in sorted(labels)[:64]}
+    return {text(key, 80): text(labels[key], 200) for key in sorted(labels)[:64]}
 
 
-def _text(text: str, longest: int) -> str:
-    return text.replace("\x00", "")[:longest]
+def text(given: str, longest: int) -> str:
+    """Return `given` without NULs, cut at `longest` characters."""
+    return given.replace("\x00", "")[:longest]
 
 
 def _size(count: int) -> int:

@@ -1,6 +1,7 @@
 """slice.routes.v1.Routes: the thin edge between a door's stream and the published route table.
 
-Comes in: one bidirectional stream per door. Goes out: whole tables down, reports to `Routes`. It decides nothing.
+Comes in: one bidirectional stream per door. Goes out: whole tables down, reports to `Routes`, and doors' certificates.
+It decides nothing.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from controller.api.stage import END, Stage
 from controller.routes.model import DoorReport, PublishedTable, Route
 from controller.routes.service import Routes
 from core.errors import Failure
+from core.identities import Role, identity_of
 from core.ids import ReplicaId
 from core.infra.logs import Log
 from protos.slice.routes.v1 import routes_pb2 as pb
@@ -53,6 +55,25 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
                 writer.cancel()
         finally:
             self._log.info("door_watch_ended", door=report.door_id)
+
+    async def Certify(self, request: pb.CertifyRequest, context: Any) -> pb.CertifyReply:
+        """Give a door a certificate for the data planes of other machines."""
+        try:
+            certificates = self._stage.parts().certificates
+            door = certificates.identity(Role.DOOR, request.door_id)
+            if identity_of(door.uri) != door:
+                raise Failure("node.csr_refused", f"{request.door_id[:_DOOR_ID_MAX]!r} can stand in no certificate")
+            given = await certificates.renew(request.csr_pem, door)
+            authority = await certificates.authority.get()
+        except Failure as failure:
+            self._log.warning("door_not_certified", code=failure.code, message=failure.message)
+            return pb.CertifyReply(code=failure.code, message=failure.message)
+        self._log.info("door_certified", door=door.name, serial=given.serial)
+        return pb.CertifyReply(
+            cluster_id=door.cluster_id,
+            certificate_pem=given.certificate_pem,
+            authority_pem=authority.certificate_pem,
+        )
 
     async def _write(self, routes: Routes, context: Any) -> None:
         version = -1

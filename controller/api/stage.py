@@ -13,8 +13,12 @@ from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
+from controller.fleet.members import Members
 from controller.fleet.service import Fleet
+from controller.identity.certificates import Certificates
+from controller.identity.joining import Joining
 from controller.identity.service import Identity
+from controller.identity.tokens import JoinTokens
 from controller.ledger.service import Ledger
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
@@ -50,6 +54,10 @@ class Parts:
     logs: LogRelay
     routes: Routes
     identity: Identity
+    certificates: Certificates
+    members: Members
+    joining: Joining
+    tokens: JoinTokens
     ledger: Ledger
     loop: ReconcileLoop
     leader_epoch: int

@@ -304,6 +304,8 @@ def node(row: NodeRow, seen: Seen) -> Json:
         "id": row.node_id,
         "name": row.name,
         "state": now.state.value,
+        "is_approved": row.is_approved,
+        "joined_at": instant(row.joined_at),
         "last_seen_s_ago": round(now.silent_s, 1) if now.is_heard else None,
         "agent_version": row.agent_version,
         "hostname": row.hostname,

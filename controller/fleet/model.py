@@ -176,7 +176,10 @@ ControllerMessage = Welcome | Ack | Refuse | DesiredSet | LogAsk
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRow:
-    """One node as its row says; `generation` and `desired_digest` are of the last dispatched desired set."""
+    """One node as its row says; `generation` and `desired_digest` are of the last dispatched desired set.
+
+    `joined_at` is None for the node of the controller's own machine.
+    """
 
     node_id: str
     name: str
@@ -199,6 +202,8 @@ class NodeRow:
     created_at: datetime
     plane_host: str
     plane_port: int
+    is_approved: bool
+    joined_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ reading and changing the live state, so the event loop is its lock.
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controller.exchange import EngineFact, Observation
 from controller.fleet import session as protocol
@@ -118,7 +118,7 @@ class Fleet:
     def installed_versions(self, engine: str) -> frozenset[str]:
         """Return every version of `engine` that some node said it has, when it last said what it has."""
         found: set[str] = set()
-        for entry in self._entries.values():
+        for entry in self._approved().values():
             told = entry.observation.engines if entry.observation is not None else ()
             found.update(*(fact.installed_versions for fact in told if fact.engine == engine))
             if not told:
@@ -129,9 +129,12 @@ class Fleet:
         """Return what each node said of its engines in this reign; a node that has not is left out."""
         return {
             node_id: entry.observation.engines
-            for node_id, entry in self._entries.items()
+            for node_id, entry in self._approved().items()
             if entry.observation is not None and entry.observation.engines
         }
+
+    def _approved(self) -> dict[NodeId, _Entry]:
+        return {node_id: entry for node_id, entry in self._entries.items() if entry.row.is_approved}
 
     async def load(self) -> None:
         """Read the nodes of former reigns: none of them counts as ready or lost before it had time to dial again.
@@ -149,18 +152,22 @@ class Fleet:
                 devices=tuple(device.reading() for device in devices if device.node_id == row.node_id),
             )
 
-    async def open(self, hello: Hello) -> Session:
-        """Begin a session and close the older one of the same node.
+    async def open(self, hello: Hello, *, is_remote: bool = False) -> Session:
+        """Begin a session and close the older one of the same node; `is_remote` when it came by its certificate.
 
         Raises:
-            Refused: the hello is not accepted.
+            RefusedError: the hello is not accepted.
         """
-        living = self._living_machine(hello.node_id)
+        living = self.living_machine(hello.node_id)
         refusal = protocol.admission(hello, leader_epoch=self._leader_epoch, living_machine_id=living)
         if refusal is not None:
             raise RefusedError(refusal)
         try:
             async with self._database.transaction() as connection:
+                known = await store.node(connection, hello.node_id)
+                refusal = protocol.membership(hello, known, is_remote=is_remote)
+                if refusal is not None:
+                    raise RefusedError(refusal)
                 row = await store.upsert(connection, hello)
         except Failure as failure:
             raise RefusedError(
@@ -190,7 +197,8 @@ class Fleet:
         self._wakeups.wake("node_hello")
         return session
 
-    def _living_machine(self, node_id: NodeId) -> str | None:
+    def living_machine(self, node_id: NodeId) -> str | None:
+        """Return the machine that a node's session is with, or None when no session of it lives."""
         entry = self._entries.get(node_id)
         if entry is None or entry.session is None or entry.session.is_closed:
             return None
@@ -288,6 +296,18 @@ class Fleet:
         if entry is not None and entry.session is not None and entry.session.epoch == session_epoch:
             entry.sent_generation = desired.generation
             entry.session.send(desired)
+
+    def meet(self, row: NodeRow) -> None:
+        """Take in a node that has joined and has said no hello, or one that was approved: what it holds counts now."""
+        entry = self._entries.setdefault(NodeId(row.node_id), _Entry(row=row, has_left=True))
+        # A hello may have come between the reading of the row and now.
+        entry.row = replace(row, session_epoch=max(row.session_epoch, entry.row.session_epoch))
+        entry.observed_version += 1
+
+    def is_local(self, node_id: NodeId) -> bool:
+        """Return whether a node that has said hello is the one of the controller's own machine."""
+        entry = self._entries.get(node_id)
+        return entry is not None and entry.row.joined_at is None
 
     def session_of(self, node_id: NodeId) -> Session | None:
         """Return the living session of a node."""

@@ -6,8 +6,9 @@ Comes in: checked messages. Goes out: effects that `controller.fleet.service` ca
 from dataclasses import dataclass, replace
 
 from controller.exchange import Observation
-from controller.fleet.model import Ack, Goodbye, Heartbeat, Hello, NodeMessage, Refuse
+from controller.fleet.model import Ack, Goodbye, Heartbeat, Hello, NodeMessage, NodeRow, Refuse
 from core.devices import DeviceReading
+from core.errors import Failure
 
 PROTOCOL = 1
 """The one version of slice.node.v1 that this release speaks."""
@@ -71,19 +72,25 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
     return state, (Observe(observation=message),)
 
 
+def protocol_fault(protocol_min: int, protocol_max: int) -> Failure | None:
+    """Return why a node agent that speaks these protocols cannot be talked to, or None when it can."""
+    if protocol_min <= PROTOCOL <= protocol_max:
+        return None
+    return Failure(
+        "node.protocol_too_old",
+        f"this controller speaks protocol {PROTOCOL}, the node agent {protocol_min} to {protocol_max}",
+        hint="install the same release on both",
+    )
+
+
 def admission(hello: Hello, *, leader_epoch: int, living_machine_id: str | None) -> Refuse | None:
     """Return why `hello` may not begin a session, or None when it may.
 
     `living_machine_id` is the machine of the session that this node id has now and that still lives, if any.
     """
-    if hello.protocol_max < PROTOCOL or hello.protocol_min > PROTOCOL:
-        return Refuse(
-            code="node.protocol_too_old",
-            message=f"this controller speaks protocol {PROTOCOL}, the node agent {hello.protocol_min} "
-            f"to {hello.protocol_max}",
-            hint="install the same release on both",
-            is_fatal=True,
-        )
+    fault = protocol_fault(hello.protocol_min, hello.protocol_max)
+    if fault is not None:
+        return Refuse(code=fault.code, message=fault.message, hint=fault.hint, is_fatal=True)
     if living_machine_id is not None and living_machine_id != hello.machine_id:
         return Refuse(
             code="node.identity_conflict",
@@ -97,5 +104,29 @@ def admission(hello: Hello, *, leader_epoch: int, living_machine_id: str | None)
             message=f"this controller's reign {leader_epoch} is older than {hello.max_leader_epoch_seen}, which the "
             "node has seen: a former leader, or a database restored from a backup",
             retry_after_ms=5000,
+        )
+    return None
+
+
+def membership(hello: Hello, known: NodeRow | None, *, is_remote: bool) -> Refuse | None:
+    """Return why `hello` may not come the way it came, or None when it may; `known` is its node's row, if it has one.
+
+    1. By a certificate: only who has joined. A node that was forgotten, or a database from before it joined, has no
+       row; one is never made here, since it would be an approved one.
+    2. By the unix socket: only who has not, which is the node agent of the controller's own machine.
+    """
+    if is_remote and (known is None or known.joined_at is None):
+        return Refuse(
+            code="node.not_joined",
+            message=f"no node {hello.node_id} has joined this cluster",
+            hint="make a line with `slice node token create` on the controller's machine and join with it",
+            is_fatal=True,
+        )
+    if not is_remote and known is not None and known.joined_at is not None:
+        return Refuse(
+            code="node.identity_conflict",
+            message=f"node {hello.node_id} has joined from another machine",
+            hint="a copied data directory? delete its node identity and start the node agent again",
+            is_fatal=True,
         )
     return None

@@ -13,8 +13,8 @@ from core.names import NAME_PATTERN
 
 _NODE = """
 SELECT node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count, memory_bytes,
-       disk_total_bytes, labels, engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at,
-       plane_host, plane_port
+       disk_total_bytes, labels || given_labels AS labels, engines, state, is_cordoned, session_epoch, generation,
+       desired_digest, created_at, plane_host, plane_port, is_approved, joined_at
   FROM controller.node
 """
 _NODES = _NODE + " ORDER BY name"
@@ -26,7 +26,10 @@ INSERT INTO controller.node (node_id, name, machine_id, boot_id, agent_version, 
 VALUES (%(node_id)s, %(name)s, %(machine_id)s, %(boot_id)s, %(agent_version)s, %(hostname)s, %(system)s, %(machine)s,
     %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, %(plane_host)s, %(plane_port)s,
     'suspect', 1)
-ON CONFLICT (node_id) DO UPDATE SET name = excluded.name, machine_id = excluded.machine_id, boot_id = excluded.boot_id,
+ON CONFLICT (node_id) DO UPDATE SET
+    -- Who joined has the name that it joined with, whatever it says of itself.
+    name = CASE WHEN node.joined_at IS NULL THEN excluded.name ELSE node.name END,
+    machine_id = excluded.machine_id, boot_id = excluded.boot_id,
     agent_version = excluded.agent_version, hostname = excluded.hostname, system = excluded.system,
     machine = excluded.machine, cpu_count = excluded.cpu_count, memory_bytes = excluded.memory_bytes,
     disk_total_bytes = excluded.disk_total_bytes, labels = excluded.labels, engines = excluded.engines,
@@ -51,6 +54,11 @@ UPDATE controller.node SET generation = %(generation)s, desired_digest = %(diges
 async def nodes(connection: postgres.Connection) -> list[NodeRow]:
     """Return every node, by name."""
     return await postgres.fetch_all(connection, NodeRow, _NODES)
+
+
+async def node(connection: postgres.Connection, node_id: str) -> NodeRow | None:
+    """Return one node."""
+    return await postgres.fetch_one(connection, NodeRow, _NODE_BY_ID, {"node_id": node_id})
 
 
 async def devices(connection: postgres.Connection) -> list[DeviceRow]:
@@ -81,7 +89,7 @@ async def upsert(connection: postgres.Connection, hello: Hello) -> NodeRow:
             "is_simulated": device.is_simulated,
         }
         await postgres.execute(connection, _INSERT_DEVICE, row)
-    found = await postgres.fetch_one(connection, NodeRow, _NODE_BY_ID, {"node_id": hello.node_id})
+    found = await node(connection, hello.node_id)
     assert found is not None, "written in this transaction"
     return found
 

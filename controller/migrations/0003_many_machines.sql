@@ -15,8 +15,11 @@ CREATE TABLE controller.join_token (
     revoked_at timestamptz,
     used_at timestamptz,
     used_by_node text NOT NULL DEFAULT '',
+    -- SHA-256 of the key it was used for: whoever lost the answer may ask once more, with that key alone.
+    used_key bytea CHECK (length(used_key) = 32),
     -- It works once.
-    CHECK ((used_at IS NULL) = (used_by_node = ''))
+    CHECK ((used_at IS NULL) = (used_by_node = '')),
+    CHECK ((used_at IS NULL) = (used_key IS NULL))
 );
 
 CREATE TABLE controller.certificate (
@@ -33,6 +36,10 @@ CREATE INDEX certificate_by_subject ON controller.certificate (role, subject);
 ALTER TABLE controller.node
     -- One that waits holds a session and gets no work.
     ADD COLUMN is_approved boolean NOT NULL DEFAULT true,
+    -- When it joined; NULL for the controller's own machine, whose node comes by the unix socket.
+    ADD COLUMN joined_at timestamptz,
+    -- Labels of its join token: they win over what the node says of itself.
+    ADD COLUMN given_labels jsonb NOT NULL DEFAULT '{}',
     -- Set while everything is to leave it; one that drains is cordoned.
     ADD COLUMN drain_since timestamptz,
     -- Where its data plane is reached from other machines, '' for the controller's own.

@@ -79,6 +79,8 @@ class Absorb:
         was_lost = self._states.get(node.node_id, (None, False))[1]
         if node.observation is not None and node.is_heard and (is_changed or was_lost):
             row = await _row(connection, node.node_id)
+            if row is not None and not row.is_approved:
+                return  # what it says counts when somebody has approved it: its mark grows then
             is_applied = row is not None and node.observation.applied_generation >= row.generation > 0
             await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
             if node.observation.engines:

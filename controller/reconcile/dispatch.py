@@ -40,7 +40,12 @@ class Orders:
 
 
 def orders(node_id: NodeId, picture: Picture) -> Orders:
-    """Return what `node_id` should hold: pure, and the same for the same picture."""
+    """Return what `node_id` should hold: pure, and the same for the same picture.
+
+    One that waits for its approval gets nothing: no engine, no file, no secret.
+    """
+    if any(row.node_id == node_id and not row.is_approved for row in picture.nodes):
+        return Orders(replicas=(), files=())
     deployments = {row.deployment_id: row for row in picture.deployments}
     replicas = [
         _replica_order(row, deployments[row.deployment_id], picture)

@@ -128,7 +128,7 @@ def is_gone(row: Replica, node: NodeNow | None, *, generation: int, lost_s: floa
 
 
 def _pull_moves(picture: Picture, live: Mapping[NodeId, NodeNow], lost_s: float) -> dict[str, str | None]:
-    cordoned = {row.node_id for row in picture.nodes if row.is_cordoned}
+    cordoned = {row.node_id for row in picture.nodes if row.is_cordoned or not row.is_approved}
     ready = [node for node in live.values() if node.state is NodeState.READY and node.node_id not in cordoned]
     # The emptiest disk first; the name makes it the same choice each time.
     ready.sort(key=lambda node: (-node.disk_free_bytes, node.name))

@@ -101,6 +101,7 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         name=row.name,
         state=now.state,
         is_cordoned=row.is_cordoned,
+        is_approved=row.is_approved,
         silent_s=now.silent_s,
         devices=tuple(
             DeviceView(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -24,6 +24,8 @@ LIFETIME = timedelta(hours=24)
 AUTHORITY_LIFETIME = timedelta(days=3650)
 BACKDATED = timedelta(minutes=5)
 """Clocks differ: a certificate is valid from before its making."""
+_CSR_MAX = 16 * 1024
+"""Characters of a request; ours have about 600."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,15 @@ class Authority:
         return pin_of(self.certificate_pem)
 
 
-def new_authority(cluster_id: str, now: datetime) -> Authority:
-    """Return a new authority, valid from `now` for ten years."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def new_authority(cluster_id: str, now: datetime, key_pem: str = "") -> Authority:
+    """Return an authority, valid from `now` for ten years, with the key `key_pem` or a new one.
+
+    With the same key it is the same authority: its pin stays, and what it signed before is trusted still.
+
+    Raises:
+        ValueError: `key_pem` is no private key on P-256.
+    """
+    key = _signing_key(key_pem) if key_pem else ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Slice {cluster_id}")])
     usage = {item: False for item in _USAGES} | {"key_cert_sign": True, "crl_sign": True}
     certificate = (
@@ -70,6 +78,19 @@ def new_authority(cluster_id: str, now: datetime) -> Authority:
         .sign(key, hashes.SHA256())
     )
     return Authority(key_pem=_key_pem(key), certificate_pem=_pem(certificate))
+
+
+def whole_authority(key_pem: str, certificate_pem: str) -> Authority:
+    """Return the authority of a key and the certificate that was made of it.
+
+    Raises:
+        ValueError: one of the two is damaged, or they do not belong together.
+    """
+    public = serialization.PublicFormat.SubjectPublicKeyInfo
+    key = _signing_key(key_pem).public_key().public_bytes(serialization.Encoding.DER, public)
+    if hashlib.sha256(key).hexdigest() != pin_of(certificate_pem):
+        raise ValueError("the key is not the certificate's")
+    return Authority(key_pem=key_pem, certificate_pem=certificate_pem)
 
 
 def new_request(identity: Identity) -> Request:
@@ -92,20 +113,14 @@ def issued(
     Raises:
         Failure: `node.csr_refused`.
     """
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        key = csr.public_key()
-        if not csr.is_signature_valid:
-            raise InvalidSignature
-    except (ValueError, InvalidSignature, UnicodeError):
-        raise _refused("is damaged or not signed by its own key") from None
+    csr = _loaded(csr_pem)
+    key = csr.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _refused("has a key that is not P-256")
     if _asked(csr) != _names(identity):
         raise _refused(f"asks for other names than those of {identity.uri}")
     root = x509.load_pem_x509_certificate(authority.certificate_pem.encode())
-    signer = serialization.load_pem_private_key(authority.key_pem.encode(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey), "made by new_authority"
+    signer = _signing_key(authority.key_pem)
     # HAProxy reads no URIs: the role stands in the subject as well.
     subject = x509.Name(
         [
@@ -169,6 +184,26 @@ def holder_of(certificate_pem: str) -> Holder:
     )
 
 
+def asked_identity(csr_pem: str) -> Identity | None:
+    """Return who a certificate request names, or None; `issued` sees that it names nobody besides."""
+    try:
+        names = _asked(_loaded(csr_pem))
+    except Failure:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names is not None else []
+    return identity_of(uris[0]) if len(uris) == 1 else None
+
+
+def key_digest(csr_pem: str) -> bytes:
+    """Return the 32 bytes of SHA-256 of the public key that a certificate request is for.
+
+    Raises:
+        Failure: `node.csr_refused` when it is damaged.
+    """
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(_loaded(csr_pem).public_key().public_bytes(serialization.Encoding.DER, form)).digest()
+
+
 def pin_of(certificate_pem: str) -> str:
     """Return the lower-case hexadecimal SHA-256 of a certificate's public key.
 
@@ -211,6 +246,19 @@ def _names(identity: Identity) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)])
 
 
+def _loaded(csr_pem: str) -> x509.CertificateSigningRequest:
+    if len(csr_pem) > _CSR_MAX:
+        raise _refused(f"is longer than {_CSR_MAX} characters")
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        csr.public_key()
+        if not csr.is_signature_valid:
+            raise InvalidSignature
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm, UnicodeError):
+        raise _refused("is damaged or not signed by its own key") from None
+    return csr
+
+
 def _asked(csr: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
     try:
         return csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -220,6 +268,13 @@ def _asked(csr: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName |
 
 def _refused(why: str) -> Failure:
     return Failure("node.csr_refused", f"the certificate request {why}", hint="join again with `slice node join`")
+
+
+def _signing_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(key_pem.encode(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("not a key on P-256")
+    return key
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:

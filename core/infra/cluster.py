@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +27,64 @@ socket path at 107 (`gateway/ray_node.py` says which)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterBlock:
-    """Where one cluster lives; `base_port` begins its range of `PORTS_PER_CLUSTER` internal ports."""
+class MachineBlock(ABC):
+    """What a cluster has on any of its machines; `base_port` begins its range of `PORTS_PER_CLUSTER` internal ports."""
 
     cluster_id: str
     data_dir: Path
     runtime_dir: Path
+    base_port: int
+
+    @property
+    @abstractmethod
+    def file(self) -> Path:
+        """Where this block is recorded."""
+
+    @property
+    def standing_file(self) -> Path:
+        """How the node's session stands (`node_agent.standing`)."""
+        return self.runtime_dir / "session.json"
+
+    @property
+    def shim_dir(self) -> Path:
+        """One `<id>.sock` per living shim."""
+        return self.runtime_dir / "shims"
+
+    @property
+    def parts_dir(self) -> Path:
+        """One `<part>.json` per process the supervisor owns: its pid and start time.
+
+        In the data directory: whoever cleans temporary directories must not make us forget what runs.
+        """
+        return self.data_dir / "parts"
+
+    @property
+    def node_dir(self) -> Path:
+        """Data of this machine's node agent: engines, model store, replicas."""
+        return self.data_dir / "node"
+
+    @property
+    def tls_dir(self) -> Path:
+        """The node's certificate and key (`core.infra.credentials`)."""
+        return self.data_dir / "tls"
+
+    @property
+    def log_dir(self) -> Path:
+        """Logs of our own processes."""
+        return self.data_dir / "logs"
+
+    def port(self, offset: int) -> int:
+        """Return the internal port at `offset` (0 to 99); `PORTS` names the offsets."""
+        return self.base_port + offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterBlock(MachineBlock):
+    """Where one cluster lives on its controller's machine."""
+
     host: str
     door_port: int
     controller_port: int
-    base_port: int
 
     @property
     def postgres_dir(self) -> Path:
@@ -53,37 +102,14 @@ class ClusterBlock:
         return self.runtime_dir / "control.sock"
 
     @property
-    def shim_dir(self) -> Path:
-        """One `<id>.sock` per living shim."""
-        return self.runtime_dir / "shims"
-
-    @property
-    def parts_dir(self) -> Path:
-        """One `<part>.json` per process the supervisor owns: its pid and start time.
-
-        In the data directory: whoever cleans temporary directories must not make us forget what runs.
-        """
-        return self.data_dir / "parts"
-
-    @property
     def ray_dir(self) -> Path:
         """Ray's temporary folder."""
         return self.runtime_dir / "ray"
 
     @property
-    def node_dir(self) -> Path:
-        """Data of this machine's node agent: engines, model store, replicas."""
-        return self.data_dir / "node"
-
-    @property
     def door_dir(self) -> Path:
         """The front door's last copy of the route table."""
         return self.data_dir / "door"
-
-    @property
-    def log_dir(self) -> Path:
-        """Logs of our own processes."""
-        return self.data_dir / "logs"
 
     @property
     def file(self) -> Path:
@@ -103,10 +129,6 @@ class ClusterBlock:
     def secret_file(self, name: str) -> Path:
         """Return the 0600 file of one secret (`SECRETS` names them)."""
         return self.data_dir / "secrets" / name
-
-    def port(self, offset: int) -> int:
-        """Return the internal port at `offset` (0 to 99); `PORTS` names the offsets."""
-        return self.base_port + offset
 
 
 # Offsets inside the block. Engines take 40 to 99.

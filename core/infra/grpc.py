@@ -1,10 +1,13 @@
-"""gRPC as this house uses it: channel and server options, and bearer credentials on every call."""
+"""gRPC as this house uses it: channel and server options, mTLS, and bearer credentials where there is none."""
 
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from typing import Any
 
 import grpc
+
+from core.identities import Identity
+from core.infra.credentials import Credentials
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A silent peer shows within 30 s even when nothing is sent; our own heartbeats show it much sooner.
@@ -27,8 +30,22 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """Return the call metadata that carries `token`."""
-    return (("authorization", f"Bearer {token}"),)
+    """Return the call metadata that carries `token`; none for ""."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def secure_channel(target: str, own: Credentials | None, authority_pem: str, server: Identity) -> grpc.aio.Channel:
+    """Return a channel to `server` at `target` (HOST:PORT) by TLS, and by mTLS when we have credentials of our own.
+
+    Certificates name processes, never addresses, so the name that is compared is the identity's.
+    """
+    given = grpc.ssl_channel_credentials(
+        root_certificates=authority_pem.encode(),
+        private_key=None if own is None else own.key_pem.encode(),
+        certificate_chain=None if own is None else own.certificate_pem.encode(),
+    )
+    named: tuple[tuple[str, int | str], ...] = (("grpc.ssl_target_name_override", server.dns_name),)
+    return grpc.aio.secure_channel(target, given, options=(*CHANNEL_OPTIONS, *named))
 
 
 class BearerGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone

@@ -6,6 +6,7 @@ Every field says its meaning, unit, default and why. `slice config show` prints 
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from typing import Any
 from core.errors import Failure
 
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?\Z")
+_NODE_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?\Z")
 
 
@@ -239,6 +241,7 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         origin["controller_port"] = origin["port"]
     settings = dataclasses.replace(Settings(), **values)  # type: ignore[arg-type]
     _check_together(settings)
+    _check_node_host(settings)
     _check_hosts(settings)
     return Loaded(settings=settings, origin=origin)
 
@@ -266,6 +269,32 @@ def process_environment() -> Mapping[str, str]:
 def described(item: "dataclasses.Field[object]") -> str:
     """Return the documentation of one setting as a sentence or two."""
     return f"{item.metadata['meaning']} [{item.metadata['unit']}; default {item.default!r}] {item.metadata['why']}"
+
+
+def _is_dialable(host: str) -> bool:
+    """Return whether others could dial `host`: a name or a number, but not the one for all addresses of a machine."""
+    try:
+        return not ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return _NODE_HOST.match(host) is not None
+
+
+def _check_node_host(settings: Settings) -> None:
+    if settings.node_host and not _is_dialable(settings.node_host):
+        raise Failure(
+            "settings.invalid",
+            f"node_host = {settings.node_host[:200]!r} is no address that other machines could dial",
+            hint="give this machine's address in your network, e.g. 10.0.0.5, without a port",
+            param="node_host",
+        )
+    taken = {settings.port, settings.controller_port} & {settings.node_port, settings.node_port + 1}
+    if settings.node_host and taken:
+        raise Failure(
+            "settings.invalid",
+            f"node_port {settings.node_port} or the next one is the front door's or the admin API's as well",
+            hint="choose another node_port: it and the next one are taken",
+            param="node_port",
+        )
 
 
 def _check_together(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli import tree
-from cli.lazy import Entry, GroupEntry, not_installed
+from cli.lazy import Entry, GroupEntry, Table, not_installed
 from core.errors import Failure
 from tests.cli import things
 from tests.cli.conftest import Slice
@@ -52,13 +52,13 @@ def test_a_piped_list_imports_no_rich(cluster: PlayedCluster, slice_: Slice) -> 
     assert imported & {"rich", "grpc", "ray", "psycopg", "fastapi", "yaml", "psutil", "asyncio"} == set()
 
 
-def _entries() -> list[tuple[str, Entry]]:
+def _entries(table: Table = tree.TABLE, before: str = "") -> list[tuple[str, Entry]]:
     found: list[tuple[str, Entry]] = []
-    for name, entry in tree.TABLE.items():
+    for name, entry in table.items():
         if isinstance(entry, GroupEntry):
-            found += [(f"{name} {verb}", item) for verb, item in entry.verbs.items()]
+            found += _entries(entry.verbs, f"{before}{name} ")
         else:
-            found.append((name, entry))
+            found.append((before + name, entry))
     return found
 
 

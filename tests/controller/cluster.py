@@ -6,11 +6,14 @@ Used by fixtures and tests; `stop` and `start` restart the controller on the sam
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import aiohttp
+import psycopg
 
 from controller.process import Controller, ControllerConfig
 from core.infra.clock import SystemClock
@@ -33,8 +36,11 @@ class Cluster:
         drain_timeout_s: float = 10.0,
         port: int = 0,
         disk_pressure_bytes: int = 0,
+        node_port: int = 0,
     ) -> None:
         self.socket = runtime / "control.sock"
+        self.node_port = node_port
+        self.url = url
         self.log = io.StringIO()
         self._config = ControllerConfig(
             cluster_id="clu_test",
@@ -53,9 +59,13 @@ class Cluster:
             drain_timeout_s=drain_timeout_s,
             cpu_memory_reserve_bytes=0,
             version="0.0.test",
+            secrets_dir=runtime,
             disk_pressure_bytes=disk_pressure_bytes,
+            node_host="127.0.0.1" if node_port else "",
+            node_port=node_port,
         )
         self._stop = asyncio.Event()
+        self._starts = 0
         self._task: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
         self.controller: Controller | None = None
@@ -75,6 +85,7 @@ class Cluster:
     async def start(self) -> None:
         """Start a controller; it listens when this returns."""
         self._stop = asyncio.Event()
+        self._starts += 1
         self.controller = Controller(
             self._config, clock=SystemClock(), entropy=SystemEntropy(), log=Log("controller", SystemClock(), self.log)
         )
@@ -86,6 +97,19 @@ class Cluster:
             self._stop.set()
             task, self._task = self._task, None
             await task
+
+    async def ended(self) -> None:
+        """Wait until the controller ends by itself; its failure is raised here."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        async with asyncio.timeout(20):
+            await task
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Any]:
+        """Lend a connection of one's own to its database."""
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            yield connection
 
     @property
     def base(self) -> str:
@@ -135,6 +159,7 @@ class Cluster:
             assert self._task is not None
             if self._task.done():
                 self._task.result()
-            return (await self.request("GET", "/health"))[0] == 200 and self.socket.exists()
+            is_open = not self.node_port or self.log.getvalue().count('"nodes_may_join"') == self._starts
+            return (await self.request("GET", "/health"))[0] == 200 and self.socket.exists() and is_open
 
         await until_async(is_ready, what="the controller")

@@ -60,11 +60,15 @@ class PlayedNode:
     async def dial(self) -> None:
         """Connect, say hello, and beat."""
         self.sequence = 0
-        self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=CHANNEL_OPTIONS)
+        self._channel = self.channel()
         stub: Any = node_pb2_grpc.NodeControlStub(self._channel)
         self._call = stub.Session(metadata=bearer(NODE))
         await self.say(node.NodeMessage(hello=self.hello()))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._beat())]
+
+    def channel(self) -> Any:
+        """Return a channel to the controller."""
+        return grpc.aio.insecure_channel(f"unix:{self._socket}", options=CHANNEL_OPTIONS)
 
     async def hang_up(self) -> None:
         """Drop the stream without a word."""
@@ -73,6 +77,11 @@ class PlayedNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
         await self._channel.close()
+
+    @property
+    def stream(self) -> Any:
+        """The call itself, for a test that looks at how it ends."""
+        return self._call
 
     def hello(self) -> node.Hello:
         return node.Hello(

@@ -29,6 +29,7 @@ def main(url: str, control: str, port: str) -> int:
         drain_timeout_s=5,
         cpu_memory_reserve_bytes=0,
         version="0.0.test",
+        secrets_dir=Path(control).parent,
     )
     clock = SystemClock()
     try:

@@ -1,6 +1,7 @@
 """Writers on a real database: stale plans, lost leadership, and the invariants that the schema itself holds."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -35,7 +36,7 @@ class Reign:
 
 
 @pytest.fixture
-async def reign(database: postgres.Database) -> Reign:
+async def reign(database: postgres.Database, tmp_path: Path) -> Reign:
     leadership = Leadership(database, "test")
     await leadership.acquire()
     facts = assembly.Facts(
@@ -45,6 +46,9 @@ async def reign(database: postgres.Database) -> Reign:
         openai_base_url="",
         key_pepper=b"p",
         secret_key=b"k" * 32,
+        secrets_dir=tmp_path,
+        node_host="",
+        node_port=0,
         heartbeat_s=2.0,
         loop=LoopConfig(cpu_reserve_bytes=0, drain_timeout_s=1.0, engine_seed=b"s"),
     )

@@ -18,6 +18,9 @@ def main() -> None:
     values = json.loads(Path(sys.argv[1]).read_text())
     first, last = values.pop("engine_ports")
     origins = SourceOrigins(**values.pop("origins", {}))
+    for name in ("tls_dir", "standing_file"):
+        if name in values:
+            values[name] = Path(values[name])
     policy = replica.RestartPolicy(**values.pop("restart_policy", {}))
     plane = values.pop("plane", None)
     if plane is not None:

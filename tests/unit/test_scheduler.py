@@ -168,6 +168,11 @@ def test_a_cordoned_only_node_is_named():
     assert "node_uncordoned" in refused(answer).cured_by
 
 
+def test_a_node_that_waits_for_its_approval_gets_no_replica_and_is_named():
+    answer = plan(picture(node("box", is_approved=False), deployment()))
+    assert refused(answer).message == "node box waits for `slice node approve`"
+
+
 def test_an_engine_that_no_node_has_is_refused_with_each_node_s_reason():
     nodes = [node("a", engines={}, engine_reasons={"fake": "no Linux"}), node("b", engines={})]
     refusal = refused(plan(picture(*nodes, deployment())))
