@@ -18,6 +18,7 @@ from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.leadership import Leadership
+from controller.leaving.service import Leaving
 from controller.ledger.service import Bell, Ledger
 from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
@@ -62,6 +63,7 @@ class Facts:
     secret_key: bytes
     heartbeat_s: float
     loop: LoopConfig
+    own_node_id: Callable[[], str] = str
 
 
 def build(
@@ -151,6 +153,15 @@ def build(
         engines=engines,
         secrets=secrets,
         fleet=fleet,
+        leaving=Leaving(
+            database=database,
+            fleet=fleet,
+            events=ledger,
+            wakeups=wakeups,
+            clock=clock,
+            cpu_reserve_bytes=facts.loop.cpu_reserve_bytes,
+            own_node_id=facts.own_node_id,
+        ),
         logs=LogRelay(fleet=fleet, ids=entropy),
         routes=routes,
         identity=Identity(

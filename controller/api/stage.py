@@ -15,6 +15,7 @@ from controller.engines.service import EngineInstallations
 from controller.fleet.logs import LogRelay
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
+from controller.leaving.service import Leaving
 from controller.ledger.service import Ledger
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
@@ -47,6 +48,7 @@ class Parts:
     engines: EngineInstallations
     secrets: Secrets
     fleet: Fleet
+    leaving: Leaving
     logs: LogRelay
     routes: Routes
     identity: Identity

@@ -194,6 +194,8 @@ class NodeRow:
     generation: int
     desired_digest: str
     created_at: datetime
+    drain_since: datetime | None = None
+    is_drain_forced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from core.names import NAME_PATTERN
 
 _NODE = """
 SELECT node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count, memory_bytes,
-       disk_total_bytes, labels, engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at
+       disk_total_bytes, labels, engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at,
+       drain_since, is_drain_forced
   FROM controller.node
 """
 _NODES = _NODE + " ORDER BY name"

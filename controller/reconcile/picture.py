@@ -101,6 +101,7 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         name=row.name,
         state=now.state,
         is_cordoned=row.is_cordoned,
+        is_drain_forced=row.is_drain_forced,
         silent_s=now.silent_s,
         devices=tuple(
             DeviceView(
@@ -155,4 +156,7 @@ def _replica(row: Replica, live: Mapping[NodeId, NodeNow]) -> ReplicaView:
         promises={DeviceId(device): int(count) for device, count in row.promises.items()},
         measured_bytes=measured,
         created_at=row.created_at,
+        is_leaving=row.is_leaving,
+        move_to=NodeId(row.move_to) if row.move_to else None,
+        succeeds=ReplicaId(row.succeeds) if row.succeeds else None,
     )

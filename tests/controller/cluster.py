@@ -33,6 +33,7 @@ class Cluster:
         drain_timeout_s: float = 10.0,
         port: int = 0,
         disk_pressure_bytes: int = 0,
+        own_node_id: str = "",
     ) -> None:
         self.socket = runtime / "control.sock"
         self.log = io.StringIO()
@@ -54,6 +55,7 @@ class Cluster:
             cpu_memory_reserve_bytes=0,
             version="0.0.test",
             disk_pressure_bytes=disk_pressure_bytes,
+            own_node_id=lambda: own_node_id,
         )
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
