@@ -52,19 +52,22 @@ def waiting(row: Replica, successor: Replica | None, seen: Seen) -> str:
     """Return one sentence: what a replica that leaves waits for.
 
     1. It is told to go already: its streams, then its engine's end.
-    2. It has a successor, which is not ready.
-    3. Nothing can take its place.
-    4. Placement is about to look.
+    2. Its node is silent: it has been replaced, and only the node can say that it ended.
+    3. It has a successor, which is not ready.
+    4. Nothing can take its place.
+    5. Nothing is in its way but that others of its deployment have to be ready.
     """
     if row.desired == Desired.DRAIN.value:
         count = seen.in_flight.get(ReplicaId(row.replica_id), 0)
         return f"the doors let go of it; {count} stream{'s' if count != 1 else ''} in flight"
     if row.desired == Desired.STOP.value:
         return "its engine is being stopped"
+    if row.state == ReplicaState.LOST.value:
+        return "its node is silent; it is gone when that node returns or is forgotten"
     if successor is not None:
         because = f": {successor.message}" if successor.message else ""
         return f"its successor on node {_name(successor.node_id, seen)} is {successor.state}{because}"
-    return str(row.stuck.get("message", "")) or "placement is about to look for a place"
+    return str(row.stuck.get("message", "")) or "others of its deployment are not ready yet"
 
 
 def _successor(row: Replica, seen: Seen) -> Replica | None:

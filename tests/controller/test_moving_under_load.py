@@ -18,7 +18,7 @@ from tests.node_agent.nodes import Node, free_ports
 from tests.waiting import until_async
 
 TOKENS = 8
-SLOW_TOKENS = 100
+SLOW_TOKENS = 300
 CLIENTS = 6
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 
@@ -127,12 +127,14 @@ async def test_a_replica_moves_there_and_back_and_no_request_fails(cluster: Clus
             for _ in range(2):
                 (old,) = await boxes.replicas()
                 here, there = (old["node"], "b") if old["node"] == "a" else (old["node"], "a")
-                long = asyncio.create_task(crowd.answer(SLOW_TOKENS))
                 await cluster.ok("POST", f"replicas/{old['id']}/move", {"node": there})
+                await boxes.until_on(there, 1)
+                # It begins while the old one alone serves, and goes on when that one is taken out of the routes.
+                long = asyncio.create_task(crowd.answer(SLOW_TOKENS))
                 await boxes.until_on(here, 0)
                 (new,) = await boxes.until_on(there, 1)
                 assert new["id"] != old["id"]
-                assert await long == SLOW_TOKENS, "a stream that began before the move ends by itself"
+                assert await long == SLOW_TOKENS, "a stream that began on the old one ends by itself"
                 await crowd.until_served(2 * CLIENTS)
         assert crowd.failures == Counter()
         assert crowd.served >= 5 * CLIENTS
