@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from cli.human import ABSENT, age, count_text, size
+from cli.human import ABSENT, age, count_text, local_time, size
 from cli.tables import Column, Facts, Item, View, table
-from cli.views import DEPLOYMENTS, VERSIONS, node_state, version_label
+from cli.views import DEPLOYMENTS, VERSIONS, node_state, placement, version_label
 
 _FILES = View(
     name=lambda item: str(item.get("path")),
@@ -36,6 +36,16 @@ _DEVICES = View(
         Column(title="BUSY", cell=lambda item, _: _percent(item.get("utilisation")), is_number=True),
         Column(title="TEMP", cell=lambda item, _: _with_unit(item.get("temperature_c"), " °C"), is_number=True),
         Column(title="POWER", cell=lambda item, _: _with_unit(item.get("power_w"), " W"), is_number=True),
+    ),
+)
+
+_LEAVING = View(
+    name=lambda item: str(item.get("id")),
+    empty="",
+    columns=(
+        Column(title="ID", cell=lambda item, _: str(item.get("id") or ABSENT)),
+        Column(title="NAME", cell=lambda item, _: str(item.get("deployment") or ABSENT)),
+        Column(title="WAITS FOR", cell=lambda item, _: str(item.get("waiting") or ABSENT), is_prose=True),
     ),
 )
 
@@ -127,6 +137,9 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
             ("id", _text(node.get("id"))),
             ("state", node_state(node)),
             ("seen", f"{seen:.1f}s ago" if isinstance(seen, int | float) else ABSENT),
+            ("placement", _placement(node)),
+            ("replicas", _text(node.get("replicas"))),
+            ("certificate", _certificate(node)),
             (
                 "machine",
                 f"{_text(node.get('system'))} {_text(node.get('machine'))}, host {_text(node.get('hostname'))}",
@@ -139,6 +152,7 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
             ("generation", f"{_text(node.get('applied_generation'))} of {_text(node.get('generation'))} applied"),
         ),
         parts=(
+            ("leaving it", table(_LEAVING, (node.get("drain") or {}).get("replicas") or [], now, is_wide=is_wide)),
             ("devices", table(_DEVICES, node.get("devices") or [], now, is_wide=is_wide)),
             ("engines", table(_ENGINES, node.get("engines") or [], now, is_wide=is_wide)),
         ),
@@ -149,6 +163,17 @@ def _listener(found: object) -> str:
     if not isinstance(found, dict):
         return "cannot join; `slice up --node-host ADDRESS` lets them"
     return f"join at {found.get('host')}, ports {found.get('port')} and {found.get('join_port')}"
+
+
+def _placement(node: Item) -> str:
+    drain = node.get("drain") or {}
+    forced = ", by force" if drain.get("is_forced") else ""
+    return f"{placement(node)} since {local_time(drain.get('since'))}{forced}" if drain else placement(node)
+
+
+def _certificate(node: Item) -> str:
+    ends = node.get("certificate_expires_at")
+    return f"ends {local_time(ends)}" if ends else ABSENT
 
 
 def status_facts(status: Item) -> Facts:

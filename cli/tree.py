@@ -56,6 +56,7 @@ TABLE: Table = {
         enable="Put deployments back into service with as many replicas as they had.",
         disable="Take deployments out of service.",
     ),
+    **_verbs("leaving", _MODELS, move="Move a replica to another node; the new one is ready before the old one goes."),
     **_verbs("stages", _MODELS, stage="Move a version of a model to another stage, or list its moves."),
     "ls": Entry(target=_LIST.target, summary=_LIST.summary, section=_MODELS, is_alias=True),
     **_verbs("up", _CLUSTER, up="Start the cluster of this machine."),
@@ -75,7 +76,7 @@ TABLE: Table = {
         apply="Make the cluster what a file says; pulls what is missing.",
     ),
     "node": GroupEntry(
-        summary="List and show the machines, and let others join.",
+        summary="List, cordon, drain and forget the machines, and let others join.",
         section=_CLUSTER,
         verbs={
             **_verbs(
@@ -84,6 +85,14 @@ TABLE: Table = {
                 list_="List the nodes.",
                 show="Show one node, its devices and its engines.",
                 approve="Let a node work that joined with a token made with --manual.",
+            ),
+            **_verbs(
+                "leaving",
+                "Commands",
+                cordon="Let a node get no more replicas; those it has stay.",
+                uncordon="Let a node get replicas again; ends a drain.",
+                drain="Empty a node: each replica gets a successor elsewhere and serves until that one does.",
+                forget="Delete a node that will not come back.",
             ),
             **_verbs("joining", "Commands", join="Make this machine a node of a cluster."),
             "token": GroupEntry(

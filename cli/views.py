@@ -95,9 +95,13 @@ def _device_ids(replica: Item, _: datetime) -> str:
 
 
 def replica_state(replica: Item) -> str:
-    """Return the state word of a replica; one that serves its last streams is `draining`."""
+    """Return the state word of a replica; one that serves its last streams is `draining`, before that `leaving`."""
     state = _shown(replica.get("state"))
-    return "draining" if state == "ready" and replica.get("desired") == "drain" else state
+    if state != "ready":
+        return state
+    if replica.get("desired") == "drain":
+        return "draining"
+    return "leaving" if replica.get("leaving") else state
 
 
 def _uptime(replica: Item, now: datetime) -> str:
@@ -105,9 +109,14 @@ def _uptime(replica: Item, now: datetime) -> str:
 
 
 def replica_trouble(replica: Item, _: datetime) -> str:
-    """Return why a replica does not serve: its message, when it is tried again, and its engine's last log line."""
+    """Return why a replica does not serve: its message, when it is tried again, and its engine's last log line.
+
+    Of one that serves and is to leave its node: what it waits for.
+    """
     if replica.get("state") == "ready":
-        return ABSENT
+        leaving = replica.get("leaving") or {}
+        to = f"to {leaving['to']}: " if leaving.get("to") else ""
+        return _shown(f"{to}{leaving['waiting']}" if leaving.get("waiting") else None)
     parts = [str(replica.get("message") or "")]
     if replica.get("retry_in_s"):
         parts.append(f"again in {float(replica['retry_in_s']):.0f}s")
@@ -147,6 +156,15 @@ def _engines(node: Item, _: datetime) -> str:
 def _seen(node: Item, _: datetime) -> str:
     seconds = node.get("last_seen_s_ago")
     return f"{seconds:.1f}s ago" if isinstance(seconds, int | float) else ABSENT
+
+
+def placement(node: Item) -> str:
+    """Return whether a node gets replicas: `open`, `cordoned`, `draining`, or `unapproved`."""
+    if node.get("is_approved") is False:
+        return "unapproved"
+    if node.get("drain"):
+        return "draining"
+    return "cordoned" if node.get("is_cordoned") else "open"
 
 
 def _key_state(key: Item, now: datetime) -> str:
@@ -285,6 +303,8 @@ NODES = View(
     columns=(
         Column(title="NAME", cell=_text("name")),
         Column(title="STATE", cell=lambda item, _: node_state(item), is_state=True),
+        Column(title="PLACEMENT", cell=lambda item, _: placement(item)),
+        Column(title="REPLICAS", cell=_text("replicas"), is_number=True),
         Column(title="SEEN", cell=_seen, is_number=True),
         Column(title="CPUS", cell=_text("cpu_count"), is_number=True),
         Column(title="MEMORY", cell=_size("memory_bytes"), is_number=True),
@@ -293,6 +313,9 @@ NODES = View(
         Column(title="ENGINES", cell=_engines),
         Column(title="ID", cell=_text("id"), is_wide=True),
         Column(title="AGENT", cell=_text("agent_version"), is_wide=True),
+        Column(
+            title="CERTIFICATE ENDS", cell=lambda item, _: local_time(item.get("certificate_expires_at")), is_wide=True
+        ),
         Column(title="DEVICE MEMORY FREE", cell=_free, is_wide=True),
         Column(title="GENERATION", cell=_text("applied_generation"), is_wide=True, is_number=True),
     ),

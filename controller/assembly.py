@@ -24,6 +24,7 @@ from controller.identity.joining import Joining
 from controller.identity.service import Identity
 from controller.identity.tokens import JoinTokens, Place
 from controller.leadership import Leadership
+from controller.leaving.service import Leaving
 from controller.ledger.service import Bell, Ledger
 from controller.reconcile.absorb import Absorb
 from controller.reconcile.commit import Commit
@@ -71,6 +72,7 @@ class Facts:
     node_port: int
     heartbeat_s: float
     loop: LoopConfig
+    own_node_id: Callable[[], str] = str
 
 
 def build(
@@ -163,6 +165,15 @@ def build(
         engines=engines,
         secrets=secrets,
         fleet=fleet,
+        leaving=Leaving(
+            database=database,
+            fleet=fleet,
+            events=ledger,
+            wakeups=wakeups,
+            clock=clock,
+            cpu_reserve_bytes=facts.loop.cpu_reserve_bytes,
+            own_node_id=facts.own_node_id,
+        ),
         logs=LogRelay(fleet=fleet, ids=entropy),
         routes=routes,
         identity=Identity(

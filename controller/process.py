@@ -69,6 +69,8 @@ class ControllerConfig:
     disk_pressure_bytes: int = 0
     node_host: str = ""
     node_port: int = 0
+    own_node_id: Callable[[], str] = str
+    """Returns the id of the node on the controller's own machine, "" while there is none."""
 
 
 async def run(config: ControllerConfig, *, clock: Clock, entropy: assembly.Entropy, log: Log) -> None:
@@ -209,6 +211,7 @@ class Controller:
                 engine_seed=config.engine_seed,
                 disk_pressure_bytes=config.disk_pressure_bytes,
             ),
+            own_node_id=config.own_node_id,
         )
         return assembly.build(
             facts,

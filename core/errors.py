@@ -80,6 +80,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "deployment.disabled": (Kind.CONFLICT, Retry.NEVER),
     "deployment.version_conflict": (Kind.CONFLICT, Retry.NOW),
     "replica.not_found": (Kind.NOT_FOUND, Retry.NEVER),
+    "replica.move_refused": (Kind.CONFLICT, Retry.LATER),
     "replica.logs_unavailable": (Kind.UNAVAILABLE, Retry.LATER),
     "node.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "node.hello_required": (Kind.USAGE, Retry.NEVER),

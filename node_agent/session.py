@@ -19,8 +19,8 @@ from core.errors import Failure
 from core.infra.logs import Log
 from node_agent import fence, identity, shim_client
 from node_agent.devices.reading import Devices
-from node_agent.fence import Fence
 from node_agent.dialing import Way
+from node_agent.fence import Fence
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
 from node_agent.standing import StandingFile, State

@@ -5,7 +5,7 @@ one `Refusal` that sums the reasons up. Called by `scheduler.plan`. Does not ran
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.devices import DeviceKind
 from core.ids import DeviceId, NodeId
@@ -173,26 +173,53 @@ def refusal_before_nodes(deployment: DeploymentView, nodes: Sequence[NodeView]) 
     return None
 
 
+def no_other_node(deployment: DeploymentView) -> Refusal:
+    """Return the refusal of a successor for which there is no node but the one that its predecessor is to leave."""
+    return _refusal(
+        deployment,
+        "placement.no_node",
+        "there is no other node",
+        "start a node agent on another machine with `slice node join`",
+        (),
+        {NODE_READY},
+    )
+
+
+def tried_enough(deployment: DeploymentView, names: Sequence[str]) -> Refusal:
+    """Return the refusal of a successor when as many as may be tried have failed, on the nodes `names`."""
+    code, hint, cures = _SUMMARY[_FAILED]
+    message = f"its successor has failed to run already, on {' and '.join(names)}"
+    return _refusal(deployment, code, message, hint, (), cures | {DEPLOYMENT_CHANGED})
+
+
 def refusal(deployment: DeploymentView, found: Choices, *, placed: int) -> Refusal | None:
     """Return why no node takes one more replica, `placed` of the wanted ones having a place.
 
     Return None when every node that could be asked has failed to run it already: the failed replicas say why.
     The code is that of the filter which the nodes got furthest to, since curing that one is the shortest way.
     """
-    stage = max((stage for stage, _ in found.dropped), default=_SILENT)
     asked = [stage for stage, _ in found.dropped if stage not in (_PINNED, _SILENT, _CORDONED)]
     if asked and all(stage == _FAILED for stage in asked):
         return None
+    made = why(deployment, found)
+    if found.dropped and all(stage == _PINNED for stage, _ in found.dropped):
+        made = replace(made, message=f"{made.message}, and no node of that name has joined")
+    if deployment.replicas <= 1:
+        return made
+    return replace(made, message=f"{placed} of {deployment.replicas} replicas have a place: {made.message}")
+
+
+def why(deployment: DeploymentView, found: Choices) -> Refusal:
+    """Return the refusal that sums up why each of the nodes in `found` takes no replica."""
+    stage = max((stage for stage, _ in found.dropped), default=_SILENT)
     reasons = tuple(reason for _, reason in found.dropped)
     furthest = [reason for at, reason in found.dropped if at == stage]
     code, hint, cures = _SUMMARY[stage]
     message = "; ".join(f"node {reason.name} {reason.reason}" for reason in furthest[:3])
     if stage == _PINNED:
-        message = f"it may run on node {deployment.node_name} only, and no node of that name has joined"
+        message = f"it may run on node {deployment.node_name} only"
     elif len(furthest) > 3:
         message += f"; and {len(furthest) - 3} more nodes"
-    if deployment.replicas > 1:
-        message = f"{placed} of {deployment.replicas} replicas have a place: {message}"
     return _refusal(deployment, code, message, hint, reasons, cures | {NODE_READY, DEPLOYMENT_CHANGED})
 
 
@@ -207,7 +234,11 @@ _SUMMARY: Mapping[int, tuple[str, str, frozenset[str]]] = {
         "look whether the node agent runs there and reaches the controller",
         frozenset({NODE_READY}),
     ),
-    _CORDONED: ("placement.no_node", "let a node take replicas again", frozenset({NODE_UNCORDONED})),
+    _CORDONED: (
+        "placement.no_node",
+        "`slice node uncordon NODE` lets a node take replicas again",
+        frozenset({NODE_UNCORDONED}),
+    ),
     _FAILED: ("placement.no_node", "read the failed replica's message, then deploy again", frozenset()),
     _ENGINE: (
         "placement.engine_unusable",

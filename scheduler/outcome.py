@@ -1,4 +1,4 @@
-"""What the brain answers: starts, stops and refusals, as frozen values.
+"""What the brain answers: starts, stops, refusals and what is stuck, as frozen values.
 
 `scheduler.plan.plan` makes them; the controller commits them in one transaction and shows the refusals. Nothing here
 acts or decides.
@@ -13,13 +13,17 @@ from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A replica to be: `promises` are the bytes of each of the node's devices that it is given."""
+    """A replica to be: `promises` are the bytes of each of the node's devices that it is given.
+
+    `succeeds` is the leaving replica whose place it takes, None when one was missing.
+    """
 
     deployment_id: DeploymentId
     generation: int
     node_id: NodeId
     promises: Mapping[DeviceId, int]
     reason: str
+    succeeds: ReplicaId | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,14 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """A leaving replica that stays, because nothing can take its place: `refusal` says why."""
+
+    replica_id: ReplicaId
+    refusal: Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What should change; `wake_at` asks for another look at an instant, `notes` are sentences for the log."""
 
@@ -63,6 +75,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
     wake_at: datetime | None
     notes: tuple[str, ...] = ()
+    stuck: tuple[Stuck, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -8,13 +8,13 @@ calls, reads no clock (`snapshot.now` is the time) and raises nothing.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from core.ids import DeploymentId, DeviceId, NodeId
+from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState
-from scheduler.feasible import Choices, choices, refusal, refusal_before_nodes
+from scheduler.feasible import Choices, choices, no_other_node, refusal, refusal_before_nodes, tried_enough, why
 from scheduler.footprint import Ledger, held_bytes
-from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop
+from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop, Stuck
 from scheduler.rank import best
-from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_mass_silence, orphan_verdicts, sorting
+from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_mass_silence, orphan_verdicts, sorting, target_of
 from scheduler.snapshot import (
     DeploymentView,
     DeviceView,
@@ -34,6 +34,8 @@ __all__ = [
     "Snapshot",
     "Start",
     "Stop",
+    "Stuck",
+    "obstacle",
     "plan",
 ]
 
@@ -41,6 +43,14 @@ __all__ = [
 def plan(snapshot: Snapshot) -> Plan:
     """Return what should change; an instant in `wake_at` asks for another look then."""
     return _Planning(snapshot).plan()
+
+
+def obstacle(snapshot: Snapshot, replica_id: ReplicaId, node_id: NodeId) -> Refusal | None:
+    """Return why the node cannot take a successor of the replica now, or None when it can.
+
+    Both must be in the picture, and the replica's deployment.
+    """
+    return _Planning(snapshot).obstacle(replica_id, node_id)
 
 
 class _Planning:
@@ -58,6 +68,7 @@ class _Planning:
         self._starts: list[Start] = []
         self._stops: list[Stop] = []
         self._refusals: list[Refusal] = []
+        self._stuck: list[Stuck] = []
         self._braked = 0
 
     def plan(self) -> Plan:
@@ -77,7 +88,18 @@ class _Planning:
             refusals=tuple(self._refusals),
             wake_at=self._wake_at(),
             notes=self._notes(),
+            stuck=tuple(sorted(self._stuck, key=lambda one: one.replica_id)),
         )
+
+    def obstacle(self, replica_id: ReplicaId, node_id: NodeId) -> Refusal | None:
+        replica = next(one for one in self._snapshot.replicas if one.replica_id == replica_id)
+        owner = next(one for one in self._snapshot.deployments if one.deployment_id == replica.deployment_id)
+        refused = refusal_before_nodes(owner, self._nodes)
+        if refused is not None:
+            return refused
+        failed_on, need = self._sorting(owner).failed_on, owner.footprint.total_bytes or 0
+        options = choices(owner, need, (self._by_id[node_id],), self._ledger, failed_on=failed_on)
+        return None if options.candidates else why(owner, options)
 
     def _sorting(self, deployment: DeploymentView) -> Sorting:
         replicas = self._replicas.get(deployment.deployment_id, [])
@@ -89,40 +111,84 @@ class _Planning:
                 self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
         if self._is_braked:
             self._braked += len(found.of(Bucket.LOST))
-        if found.missing == 0:
+        if not (found.missing or found.followed or found.exhausted):
             return
-        refused = refusal_before_nodes(deployment, self._nodes)
-        if refused is None:
-            refused = self._place(deployment, found)
-        if refused is not None:
-            self._refusals.append(refused)
-
-    def _place(self, deployment: DeploymentView, found: Sorting) -> Refusal | None:
-        need = deployment.footprint.total_bytes or 0
         neighbours = _neighbours(self._replicas.get(deployment.deployment_id, []))
+        refused = refusal_before_nodes(deployment, self._nodes)
+        if found.missing:
+            missing = refused or self._place(deployment, found, neighbours)
+            if missing is not None:
+                self._refusals.append(missing)
+        # What is missing altogether has the first choice: the leaving ones still serve.
+        for replica in found.followed:
+            stays = refused or self._follow(deployment, found, replica, neighbours)
+            if stays is not None:
+                self._stay(replica, stays)
+        names = [node.name for node in self._nodes if node.node_id in found.failed_on]
+        for replica in found.exhausted:
+            self._stay(replica, tried_enough(deployment, names))
+
+    def _place(self, deployment: DeploymentView, found: Sorting, neighbours: dict[NodeId, int]) -> Refusal | None:
+        need = deployment.footprint.total_bytes or 0
         for placed in range(found.missing):
             options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
             if not options.candidates:
                 self._make_room(deployment, need, found, options)
                 return refusal(deployment, options, placed=deployment.replicas - found.missing + placed)
-            chosen = best(options.candidates, deployment, neighbours)
-            node_id = chosen.candidate.node.node_id
-            start = Start(
-                deployment_id=deployment.deployment_id,
-                generation=deployment.generation,
-                node_id=node_id,
-                promises={chosen.candidate.device.device_id: need},
-                reason=chosen.reason,
-            )
-            self._ledger.book(node_id, start.promises)
-            neighbours[node_id] = neighbours.get(node_id, 0) + 1
-            self._starts.append(start)
+            self._start(deployment, options, neighbours)
         return None
+
+    def _follow(
+        self, deployment: DeploymentView, found: Sorting, replica: ReplicaView, neighbours: dict[NodeId, int]
+    ) -> Refusal | None:
+        """Place the successor of a leaving replica, or return why it has none."""
+        options = self._options(deployment, found, replica)
+        if options.candidates:
+            self._start(deployment, options, neighbours, succeeds=replica.replica_id)
+            return None
+        return why(deployment, options) if options.dropped else no_other_node(deployment)
+
+    def _options(self, deployment: DeploymentView, found: Sorting, replica: ReplicaView) -> Choices:
+        target = target_of(replica, self._by_id)
+        nodes = [node for node in self._nodes if node.node_id != replica.node_id and target in (None, node.node_id)]
+        need = deployment.footprint.total_bytes or 0
+        return choices(deployment, need, nodes, self._ledger, failed_on=found.failed_on)
+
+    def _stay(self, replica: ReplicaView, refused: Refusal) -> None:
+        node = self._by_id.get(replica.node_id)
+        if node is not None and node.is_drain_forced:
+            reason = f"its node is drained by force and nothing can take its place: {refused.message}"
+            self._stops.append(Stop(replica_id=replica.replica_id, reason=reason))
+        else:
+            self._stuck.append(Stuck(replica_id=replica.replica_id, refusal=refused))
+
+    def _start(
+        self,
+        deployment: DeploymentView,
+        options: Choices,
+        neighbours: dict[NodeId, int],
+        *,
+        succeeds: ReplicaId | None = None,
+    ) -> None:
+        chosen = best(options.candidates, deployment, neighbours)
+        node_id = chosen.candidate.node.node_id
+        start = Start(
+            deployment_id=deployment.deployment_id,
+            generation=deployment.generation,
+            node_id=node_id,
+            promises={chosen.candidate.device.device_id: deployment.footprint.total_bytes or 0},
+            reason=chosen.reason,
+            succeeds=succeeds,
+        )
+        self._ledger.book(node_id, start.promises)
+        neighbours[node_id] = neighbours.get(node_id, 0) + 1
+        self._starts.append(start)
 
     def _make_room(self, deployment: DeploymentView, need: int, found: Sorting, options: Choices) -> None:
         """Stop the fewest replicas of older generations without which the new one fits, if that is all that lacks.
 
-        Nothing is stopped while earlier ones are still on their way out: their memory may be enough.
+        Leaving ones are no part of it: their node takes nothing, or they go where there is room. Nothing is stopped
+        while earlier ones are still on their way out: their memory may be enough.
         """
         leaving = [*found.of(Bucket.WAIT), *found.of(Bucket.STOP)]
         if not options.is_short_of_memory or any(self._will_free_memory(replica) for replica in leaving):
@@ -130,7 +196,7 @@ class _Planning:
         freed: dict[tuple[NodeId, DeviceId], int] = {}
         chosen: list[Stop] = []
         for replica in sorted(found.of(Bucket.REPLACE), key=lambda one: (one.created_at, one.replica_id), reverse=True):
-            if replica.state not in OCCUPYING:
+            if replica.state not in OCCUPYING or replica.is_leaving:
                 continue
             chosen.append(Stop(replica_id=replica.replica_id, reason="makes room for its successor"))
             for device_id in replica.promises:
@@ -161,7 +227,8 @@ class _Planning:
 
 
 def _living(found: Sorting) -> int:
-    return len(found.of(Bucket.KEEP)) + len(found.of(Bucket.START))
+    leaving = sum(1 for replica in found.of(Bucket.REPLACE) if replica.is_leaving)
+    return len(found.of(Bucket.KEEP)) + len(found.of(Bucket.START)) + leaving
 
 
 def _neighbours(replicas: Sequence[ReplicaView]) -> dict[NodeId, int]:

@@ -27,7 +27,7 @@ class Bucket(StrEnum):
     KEEP = "keep"  # of the wanted generation, and it stays
     START = "start"  # of the wanted generation, and on its way to ready
     STOP = "stop"  # no longer wanted: this plan stops it
-    REPLACE = "replace"  # stays only until a successor is ready: an older generation, or failed on its node
+    REPLACE = "replace"  # stays only until a successor is ready: leaving, of an older generation, or failed on its node
     LOST = "lost"  # its node is silent: its promise stands, and a replacement is placed
     WAIT = "wait"  # told to drain or stop already: nothing to do but wait
 
@@ -45,12 +45,16 @@ class Verdict:
 class Sorting:
     """Every replica of one deployment in its bucket.
 
-    `missing` counts the replicas to start now; `failed_on` are the nodes that could not run this generation.
+    `missing` counts the replicas to start now for which nothing runs, `followed` are the leaving ones that get a
+    successor now, `exhausted` those that get none because too many have failed; `failed_on` are the nodes that could
+    not run this generation.
     """
 
     verdicts: tuple[Verdict, ...]
     missing: int
     failed_on: frozenset[NodeId]
+    followed: tuple[ReplicaView, ...] = ()
+    exhausted: tuple[ReplicaView, ...] = ()
 
     def of(self, bucket: Bucket) -> tuple[ReplicaView, ...]:
         """Return the replicas in `bucket`."""
@@ -68,6 +72,7 @@ _MOVING = frozenset(
     }
 )
 _SERVED = frozenset({ReplicaState.READY, ReplicaState.UNHEALTHY})
+_DEAD = frozenset({ReplicaState.FAILED, ReplicaState.CRASH_LOOP})
 
 
 def is_mass_silence(nodes: Sequence[NodeView]) -> bool:
@@ -102,37 +107,43 @@ def sorting(
     """Return the bucket of every one of `replicas`, which are all of `deployment`'s.
 
     The decision per replica, first match wins: 1 told to go already: wait. 2 nothing wanted: stop. 3 it has ended:
-    stop. 4 its node is gone: lost. 5 of the wanted generation: see `_current`. 6 older: see
-    `_older`. With `is_braked`, lost replicas count as if they lived.
+    stop. 4 its node is gone: lost. 5 of an older generation: see `_older`. 6 leaving: see `_leaving`. 7 a successor on
+    a node that its predecessor no longer moves to: stop. 8 else: see `_current`. With `is_braked`, lost replicas count
+    as if they lived.
     """
     want = 0 if deployment.is_deleting else deployment.replicas
-    verdicts: list[Verdict] = []
-    current: list[ReplicaView] = []
-    older: list[ReplicaView] = []
-    lost = 0
-    for replica in replicas:
-        verdict = _plain(deployment, replica, nodes.get(replica.node_id), want)
-        if verdict is not None:
-            verdicts.append(verdict)
-            lost += verdict.bucket is Bucket.LOST and replica.generation == deployment.generation
-        elif replica.generation == deployment.generation:
-            current.append(replica)
-        else:
-            older.append(replica)
+    verdicts, current, leaving, older = _groups(deployment, replicas, nodes, want)
+    lost = sum(
+        1
+        for verdict in verdicts
+        if verdict.bucket is Bucket.LOST and verdict.replica.generation == deployment.generation
+    )
+    misplaced = _misplaced(current, leaving, nodes)
+    verdicts += misplaced
+    dropped = {verdict.replica.replica_id for verdict in misplaced}
     failed = [replica for replica in current if replica.state is ReplicaState.FAILED]
     living = sorted(
-        (replica for replica in current if replica.state is not ReplicaState.FAILED),
+        (one for one in current if one.state is not ReplicaState.FAILED and one.replica_id not in dropped),
         key=lambda replica: _worth(replica, nodes),
     )
-    ready = sum(1 for replica in living[:want] if _is_serving(replica, nodes))
-    verdicts += _current(living, want) + _failed(failed, want - ready) + _older(older, want - ready, nodes)
+    unready = want - sum(1 for replica in living[:want] if _is_serving(replica, nodes))
+    going = _leaving(leaving, living, unready, nodes)
+    staying = [verdict.replica for verdict in going if verdict.bucket is Bucket.REPLACE]
+    covering = sum(1 for replica in staying if _is_serving(replica, nodes))
+    verdicts += _current(living, want) + _failed(failed, unready) + going
+    verdicts += _older(older, max(0, unready - covering), nodes)
     held = min(want, len(living)) + (lost if is_braked else 0)
+    succeeded = {replica.succeeds for replica in living}
+    alone = [replica for replica in staying if replica.replica_id not in succeeded][: max(0, want - held)]
     # Each want may be tried twice, the second time on another node, so that a bad node costs one try and no loop.
-    tries = 2 * (want - held) - len(failed)
+    tries = max(0, min(want - held, 2 * (want - held) - len(failed)))
+    missing = min(tries, max(0, want - held) - len(alone))
     return Sorting(
         verdicts=tuple(sorted(verdicts, key=lambda verdict: verdict.replica.replica_id)),
-        missing=max(0, min(want - held, tries)),
+        missing=missing,
         failed_on=frozenset(replica.node_id for replica in failed),
+        followed=tuple(alone[: tries - missing]),
+        exhausted=tuple(alone[tries - missing :]),
     )
 
 
@@ -184,6 +195,78 @@ def _current(living: Sequence[ReplicaView], want: int) -> list[Verdict]:
     return kept + [Verdict(replica=replica, bucket=Bucket.STOP, reason=reason) for replica in living[want:]]
 
 
+def _groups(
+    deployment: DeploymentView, replicas: Sequence[ReplicaView], nodes: Mapping[NodeId, NodeView], want: int
+) -> tuple[list[Verdict], list[ReplicaView], list[ReplicaView], list[ReplicaView]]:
+    """Return the verdicts that need no look at others, and the rest as staying, leaving and older ones."""
+    verdicts: list[Verdict] = []
+    current: list[ReplicaView] = []
+    leaving: list[ReplicaView] = []
+    older: list[ReplicaView] = []
+    for replica in replicas:
+        verdict = _plain(deployment, replica, nodes.get(replica.node_id), want)
+        if verdict is not None:
+            verdicts.append(verdict)
+        elif replica.generation != deployment.generation:
+            older.append(replica)
+        else:
+            (leaving if replica.is_leaving else current).append(replica)
+    return verdicts, current, leaving, older
+
+
+def _misplaced(
+    current: Sequence[ReplicaView], leaving: Sequence[ReplicaView], nodes: Mapping[NodeId, NodeView]
+) -> list[Verdict]:
+    """Return the successors that do not serve and are not where their predecessor moves to now."""
+    moving = {replica.replica_id: replica for replica in leaving}
+    reason = "its predecessor moves to another node now"
+    return [
+        Verdict(replica=one, bucket=Bucket.STOP, reason=reason)
+        for one in current
+        if one.state is not ReplicaState.FAILED
+        and one.succeeds in moving
+        and (target := target_of(moving[one.succeeds], nodes)) is not None
+        and target != one.node_id
+        and not _is_serving(one, nodes)
+    ]
+
+
+def target_of(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> NodeId | None:
+    """Return the only node that the successor of a leaving replica may be placed on, or None for any other one.
+
+    A drain that is forced does not wait for the node that a replica was to move to.
+    """
+    node = nodes.get(replica.node_id)
+    return None if node is not None and node.is_drain_forced else replica.move_to
+
+
+def _leaving(
+    leaving: Sequence[ReplicaView], living: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, NodeView]
+) -> list[Verdict]:
+    """Return what becomes of the leaving replicas, of which `unready` are needed until others are ready.
+
+    1. One that died and is to go anywhere goes at once: it protects nothing.
+    2. Its successor serves: it goes.
+    3. It stays while it is needed, those that serve before the others; the rest go.
+    """
+    relieved = {replica.succeeds for replica in living if _is_serving(replica, nodes)}
+    verdicts: list[Verdict] = []
+    kept = 0
+    for replica in sorted(leaving, key=lambda one: _worth(one, nodes)):
+        if replica.state in _DEAD and target_of(replica, nodes) is None:  # 1
+            reason = "it does not run and is to leave its node"
+        elif replica.replica_id in relieved:  # 2
+            reason = "its successor is ready"
+        elif kept < unready:  # 3
+            kept += 1
+            verdicts.append(Verdict(replica=replica, bucket=Bucket.REPLACE))
+            continue
+        else:
+            reason = "it is to leave its node, and as many others as are wanted are ready"
+        verdicts.append(Verdict(replica=replica, bucket=Bucket.STOP, reason=reason))
+    return verdicts
+
+
 def _failed(failed: Sequence[ReplicaView], unready: int) -> list[Verdict]:
     """Failed replicas hold no memory; they stay as the record of a node that cannot run this, until all are ready."""
     oldest = sorted(failed, key=lambda replica: (replica.created_at, replica.replica_id))
@@ -201,7 +284,8 @@ def _older(older: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, No
         if replica.state not in _SERVED
     ]
     serving = sorted(
-        (replica for replica in older if replica.state in _SERVED), key=lambda replica: _worth(replica, nodes)
+        (replica for replica in older if replica.state in _SERVED),
+        key=lambda replica: (_worth(replica, nodes)[0], replica.is_leaving, _worth(replica, nodes)),
     )
     verdicts += [Verdict(replica=replica, bucket=Bucket.REPLACE) for replica in serving[:unready]]
     return verdicts + [

@@ -44,6 +44,8 @@ class NodeView:
     """Why no container can be run there, "" when one can."""
     is_approved: bool = True
     """Whether an operator lets it work."""
+    is_drain_forced: bool = False
+    """Whether what is to leave it goes even when nothing can take its place; such a node is cordoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class DeploymentView:
 class ReplicaView:
     """One placed replica: `generation` is its deployment's when it was placed.
 
-    `promises` are the bytes of each device given to it, `measured_bytes` what it uses now (0 until it runs).
+    `promises` are the bytes of each device given to it, `measured_bytes` what it uses now (0 until it runs). One that
+    `is_leaving` serves until its successor does; `move_to` is the only node for that successor, None for any other.
     """
 
     replica_id: ReplicaId
@@ -83,6 +86,10 @@ class ReplicaView:
     promises: Mapping[DeviceId, int]
     measured_bytes: int
     created_at: datetime
+    is_leaving: bool = False
+    move_to: NodeId | None = None
+    succeeds: ReplicaId | None = None
+    """The leaving replica that it was placed for, if that is still there."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,19 @@
 
 from fastapi import FastAPI
 
-from controller.api import blueprints, cluster, engines, failures, lives, members, models, secrets, store, workloads
+from controller.api import (
+    blueprints,
+    cluster,
+    engines,
+    failures,
+    leaving,
+    lives,
+    members,
+    models,
+    secrets,
+    store,
+    workloads,
+)
 from controller.api.gate import App, Gate
 from controller.api.idempotency import Idempotency
 from controller.api.stage import Stage
@@ -21,6 +33,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     app.include_router(lives.router(stage))
     app.include_router(blueprints.router(stage))
     app.include_router(workloads.router(stage))
+    app.include_router(leaving.router(stage))
     app.include_router(engines.router(stage))
     app.include_router(secrets.router(stage))
     return app

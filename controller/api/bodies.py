@@ -133,6 +133,18 @@ class DeploymentCopyBody(Body):
     resource_version: Expected = None
 
 
+class DrainBody(Body):
+    """POST /nodes/{name}/drain: `force` also stops what nothing can take the place of."""
+
+    force: bool = False
+
+
+class MoveBody(Body):
+    """POST /replicas/{id}/move."""
+
+    node: Name
+
+
 class KeyBody(Body):
     """POST /keys: null means until it is revoked."""
 

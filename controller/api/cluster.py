@@ -1,4 +1,4 @@
-"""REST routes of the cluster itself: health, metrics, status, nodes, keys, events, routes; docs/admin-api.md."""
+"""REST routes of the cluster itself: health, metrics, status, keys, events, routes; docs/admin-api.md."""
 
 import json
 from collections.abc import AsyncIterator
@@ -13,7 +13,6 @@ from controller.api.stage import Parts, Stage
 from controller.deployments.waiting import standing
 from core.errors import Failure
 from core.infra.metrics import CONTENT_TYPE, MetricsPage
-from core.names import did_you_mean
 from core.states import NodeState, ReplicaState
 
 _SEQ_MAX = 2**63 - 1
@@ -36,24 +35,6 @@ def router(stage: Stage, metrics: MetricsPage) -> APIRouter:
     @routes.get("/api/v1/status")
     async def status() -> dict[str, Any]:
         return await _status(stage.parts())
-
-    @routes.get("/api/v1/nodes")
-    async def nodes() -> dict[str, Any]:
-        seen = await stage.parts().seen()
-        return {"items": [views.node(row, seen) for row in seen.picture.nodes if row.node_id in seen.live]}
-
-    @routes.get("/api/v1/nodes/{name}")
-    async def node(name: str) -> dict[str, Any]:
-        seen = await stage.parts().seen()
-        for row in seen.picture.nodes:
-            if name in (row.name, row.node_id) and row.node_id in seen.live:
-                return views.node(row, seen)
-        known = [row.name for row in seen.picture.nodes]
-        raise Failure(
-            "node.not_found",
-            f"there is no node {name!r}.{did_you_mean(name, known)}",
-            hint="`slice node list` shows all",
-        )
 
     @routes.get("/api/v1/routes")
     async def route_table() -> dict[str, Any]:

@@ -281,7 +281,7 @@ def _plane_host(message: pb.Hello) -> str:
     Raises:
         Failure: `request.invalid_field`.
     """
-    host = _text(message.plane_host, 255)
+    host = text(message.plane_host, 255)
     if bool(host) != (0 < message.plane_port <= 65535):
         raise _invalid("plane_host and plane_port belong together")
     if host and not is_host(host):

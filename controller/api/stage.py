@@ -19,6 +19,7 @@ from controller.identity.certificates import Certificates
 from controller.identity.joining import Joining
 from controller.identity.service import Identity
 from controller.identity.tokens import JoinTokens
+from controller.leaving.service import Leaving
 from controller.ledger.service import Ledger
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
@@ -51,6 +52,7 @@ class Parts:
     engines: EngineInstallations
     secrets: Secrets
     fleet: Fleet
+    leaving: Leaving
     logs: LogRelay
     routes: Routes
     identity: Identity

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from controller.api import departures
 from controller.api.seeing import Seen
 from controller.deployments.model import Deployment, Replica
 from controller.deployments.waiting import is_serving, standing
@@ -273,6 +274,7 @@ def replica(row: Replica, seen: Seen) -> Json:
         "engine_version": row.engine_version,
         "state": row.state,
         "desired": row.desired,
+        "leaving": departures.leaving(row, seen),
         "incarnation": row.incarnation,
         "restarts": row.restarts,
         "pid": row.pid,
@@ -292,7 +294,7 @@ def replica(row: Replica, seen: Seen) -> Json:
     }
 
 
-def node(row: NodeRow, seen: Seen) -> Json:
+def node(row: NodeRow, seen: Seen, certificate_expires_at: datetime | None = None) -> Json:
     """Return one node with its devices as they are now."""
     now = seen.live[NodeId(row.node_id)]
     promised: dict[str, int] = {}
@@ -306,6 +308,10 @@ def node(row: NodeRow, seen: Seen) -> Json:
         "state": now.state.value,
         "is_approved": row.is_approved,
         "joined_at": instant(row.joined_at),
+        "is_cordoned": row.is_cordoned,
+        "drain": departures.drain(row, seen, since=instant(row.drain_since)),
+        "replicas": sum(1 for one in seen.picture.replicas if one.node_id == row.node_id),
+        "certificate_expires_at": instant(certificate_expires_at),
         "last_seen_s_ago": round(now.silent_s, 1) if now.is_heard else None,
         "agent_version": row.agent_version,
         "hostname": row.hostname,

@@ -1,7 +1,7 @@
 """The values of deployments and replicas, as they stand in the tables; JSON columns are plain mappings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -47,7 +47,8 @@ class Deployment:
 class Replica:
     """One running engine for a deployment on one node, mirrored from what the node reports.
 
-    `version_id` and `version` say what it serves: its deployment may have gone on to another version.
+    `version_id` and `version` say what it serves: its deployment may have gone on to another version. `stuck` says why
+    nothing can take a leaving one's place (`code`, `message`, `hint`, `nodes`), empty when something can.
     """
 
     replica_id: str
@@ -77,6 +78,10 @@ class Replica:
     base_url: str = ""
     runtime: str = Runtime.PROCESS.value
     image: str = ""
+    is_leaving: bool = False
+    move_to: str | None = None
+    succeeds: str | None = None
+    stuck: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,6 +204,8 @@ class NodeRow:
     plane_port: int
     is_approved: bool
     joined_at: datetime | None
+    drain_since: datetime | None = None
+    is_drain_forced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

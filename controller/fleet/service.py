@@ -8,6 +8,7 @@ reading and changing the live state, so the event loop is its lock.
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from controller.exchange import EngineFact, Observation
 from controller.fleet import session as protocol
@@ -207,8 +208,8 @@ class Fleet:
 
     def receive(self, session: Session, message: NodeMessage) -> None:
         """Carry out what one message of a session asks for; messages of a closed session are dropped."""
-        entry = self._entries[session.node_id]
-        if session.is_closed or entry.session is not session:
+        entry = self._entries.get(session.node_id)
+        if entry is None or session.is_closed or entry.session is not session:
             return
         session.state, effects = protocol.step(session.state, message)
         entry.heard_at = self._awake.read(self._clock.monotonic())
@@ -227,10 +228,21 @@ class Fleet:
     def closed(self, session: Session) -> None:
         """Note that a stream has ended; it says nothing about the node, whose lease runs on."""
         session.close()
-        entry = self._entries[session.node_id]
-        if entry.session is session:
+        entry = self._entries.get(session.node_id)
+        if entry is not None and entry.session is session:
             entry.session = None
             self._wakeups.wake("node_stream_ended")
+
+    def forget(self, node_id: NodeId, created_at: datetime) -> None:
+        """End a node's session and know it no more, unless its row is a newer one than that of `created_at`."""
+        entry = self._entries.get(node_id)
+        if entry is None or entry.row.created_at != created_at:
+            return
+        if entry.session is not None:
+            message = f"node {entry.row.name} was forgotten by an operator"
+            hint = "join it again with `slice node join`"
+            entry.session.close(Refuse(code="node.not_joined", message=message, hint=hint, is_fatal=True))
+        del self._entries[node_id]
 
     def close_all(self) -> None:
         """End every session, as this controller ends."""

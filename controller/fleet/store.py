@@ -14,7 +14,8 @@ from core.names import NAME_PATTERN
 _NODE = """
 SELECT node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count, memory_bytes,
        disk_total_bytes, labels || given_labels AS labels, engines, state, is_cordoned, session_epoch, generation,
-       desired_digest, created_at, plane_host, plane_port, is_approved, joined_at
+       desired_digest, created_at, plane_host, plane_port, is_approved, joined_at,
+       drain_since, is_drain_forced
   FROM controller.node
 """
 _NODES = _NODE + " ORDER BY name"

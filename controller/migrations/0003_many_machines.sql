@@ -42,10 +42,13 @@ ALTER TABLE controller.node
     ADD COLUMN given_labels jsonb NOT NULL DEFAULT '{}',
     -- Set while everything is to leave it; one that drains is cordoned.
     ADD COLUMN drain_since timestamptz,
+    -- What nothing can take the place of leaves it too.
+    ADD COLUMN is_drain_forced boolean NOT NULL DEFAULT false,
     -- Where its data plane is reached from other machines, '' for the controller's own.
     ADD COLUMN plane_host text NOT NULL DEFAULT '',
     ADD COLUMN plane_port integer NOT NULL DEFAULT 0 CHECK (plane_port BETWEEN 0 AND 65535),
     ADD CHECK (drain_since IS NULL OR is_cordoned),
+    ADD CHECK (NOT is_drain_forced OR drain_since IS NOT NULL),
     ADD CHECK ((plane_host = '') = (plane_port = 0));
 
 ALTER TABLE controller.replica
@@ -53,4 +56,9 @@ ALTER TABLE controller.replica
     ADD COLUMN is_leaving boolean NOT NULL DEFAULT false,
     -- The only node that its successor may be placed on, NULL for any.
     ADD COLUMN move_to text REFERENCES controller.node ON DELETE SET NULL,
-    ADD CHECK (move_to IS NULL OR is_leaving);
+    -- The leaving replica that it was placed for, while that is there.
+    ADD COLUMN succeeds text REFERENCES controller.replica ON DELETE SET NULL,
+    -- Why nothing can take a leaving one's place: code, message, hint and nodes as in a refusal, empty when something can.
+    ADD COLUMN stuck jsonb NOT NULL DEFAULT '{}',
+    ADD CHECK (move_to IS NULL OR is_leaving),
+    ADD CHECK (stuck = '{}' OR is_leaving);

@@ -55,6 +55,9 @@ class Absorb:
             LeadershipLostError: another controller reigns.
             Failure: `storage.unavailable`.
         """
+        for node_id in self._written.keys() - live.keys():  # forgotten: one that joins again counts from the start
+            del self._written[node_id]
+            self._states.pop(node_id, None)
         for node_id, node in live.items():
             mark = (node.session_epoch, node.observed_version)
             state = (node.state, is_past_lease(node, self._lost_s))

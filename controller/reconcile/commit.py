@@ -66,7 +66,8 @@ class Commit:
             Failure: `storage.unavailable`; then nothing is known of the commit, and the next pass finds out.
         """
         refusals = _changed_refusals(picture, plan)
-        if plan.is_empty and steps.is_empty and not refusals and not _cured(picture, plan):
+        sticking = _changed_stuck(picture, plan)
+        if plan.is_empty and steps.is_empty and not refusals and not sticking and not _cured(picture, plan):
             return 0
         async with self._database.transaction() as connection:
             await self._leadership.fence(connection)
@@ -86,6 +87,8 @@ class Commit:
             changed += await self._steps(work, steps)
             for refusal in refusals:
                 changed += await self._refuse(work, refusal)
+            for row, stuck in sticking:
+                changed += await self._stick(work, row, stuck)
             for deployment_id in _cured(picture, plan):
                 await store.cure(connection, deployment_id)
                 changed += 1
@@ -95,6 +98,8 @@ class Commit:
         deployment = work.deployments[start.deployment_id]
         if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
             raise StalePlanError
+        if not await store.hold_node(work.connection, start.node_id):
+            raise StalePlanError
         replica_id = self._ids.fresh("rep")
         row = {
             "replica_id": replica_id,
@@ -102,6 +107,7 @@ class Commit:
             "spec_generation": start.generation,
             "node_id": start.node_id,
             "promises": {str(device): count for device, count in start.promises.items()},
+            "succeeds": start.succeeds,
         }
         if not await store.start(work.connection, row):
             raise StalePlanError
@@ -112,7 +118,7 @@ class Commit:
             replica_id,
             f"a replica of {deployment.name} was placed on node {node}",
             start.reason,
-            {"deployment": deployment.name, "node": node, "promises": row["promises"]},
+            {"deployment": deployment.name, "node": node, "promises": row["promises"], "succeeds": start.succeeds},
         )
         return 1
 
@@ -124,7 +130,8 @@ class Commit:
         if not await store.hold(work.connection, deployment.deployment_id, deployment.generation):
             raise StalePlanError
         desired = first_wish(row, work.live.get(NodeId(row.node_id)), self._lost_s)
-        await store.wish(work.connection, row.replica_id, row.desired, desired.value)
+        if not await store.wish(work.connection, row, desired.value):
+            raise StalePlanError
         verb = "is drained" if desired is Desired.DRAIN else "is stopped"
         await self._record(
             work, f"replica_{desired.value}", row.replica_id, f"a replica of {deployment.name} {verb}", stop.reason, {}
@@ -134,12 +141,13 @@ class Commit:
     async def _steps(self, work: _Work, steps: Steps) -> int:
         changed = 0
         for row in steps.stops:
-            changed += await store.wish(work.connection, row.replica_id, row.desired, Desired.STOP.value)
+            changed += await store.wish(work.connection, row, Desired.STOP.value)
         for row in steps.gone:
             if await store.forget(work.connection, row.replica_id):
                 name = work.deployments[row.deployment_id].name
                 await self._record(work, "replica_gone", row.replica_id, f"a replica of {name} is gone", "", {})
                 changed += 1
+        await self._tell_emptied(work, steps)
         for deployment_id in steps.ended:
             if await store.end(work.connection, deployment_id):
                 changed += 1
@@ -160,6 +168,18 @@ class Commit:
                 work.connection, self._events, steps.relief, "store_relieved", "its disk is almost full"
             )
         return changed
+
+    async def _tell_emptied(self, work: _Work, steps: Steps) -> None:
+        for node_id in steps.emptied:
+            name = work.node_names[node_id]
+            happening = Happening(
+                kind="node_drained",
+                subject_kind=Subject.NODE,
+                subject=name,
+                message=f"node {name} holds no replica any more",
+                data={"node_id": node_id},
+            )
+            await self._events.record(work.connection, happening)
 
     async def _refuse(self, work: _Work, refusal: Refusal) -> int:
         row = {
@@ -188,6 +208,18 @@ class Commit:
         await self._events.record(work.connection, happening)
         return 1
 
+    async def _stick(self, work: _Work, row: Replica, stuck: Mapping[str, object]) -> int:
+        if not await store.stick(work.connection, row.replica_id, stuck) or not stuck:
+            return 0
+        if row.stuck.get("code") == stuck["code"]:
+            return 0  # as for a refusal: only its numbers moved
+        name = work.deployments[row.deployment_id].name
+        message = f"a replica of {name} cannot leave its node: {stuck['message']}"
+        await self._record(
+            work, "replica_stuck", row.replica_id, message, str(stuck["code"]), {"nodes": stuck["nodes"]}
+        )
+        return 1
+
     async def _record(
         self, work: _Work, kind: str, replica_id: str, message: str, reason: str, data: Mapping[str, object]
     ) -> None:
@@ -207,6 +239,23 @@ def _changed_refusals(picture: Picture, plan: Plan) -> tuple[Refusal, ...]:
         if before is None or (before.code, before.message, before.hint, list(before.nodes)) != now:
             changed.append(refusal)
     return tuple(changed)
+
+
+def _changed_stuck(picture: Picture, plan: Plan) -> list[tuple[Replica, Mapping[str, object]]]:
+    now: dict[str, Mapping[str, object]] = {
+        one.replica_id: {
+            "code": one.refusal.code,
+            "message": one.refusal.message,
+            "hint": one.refusal.hint,
+            "nodes": [{"node": reason.name, "reason": reason.reason} for reason in one.refusal.nodes],
+        }
+        for one in plan.stuck
+    }
+    return [
+        (row, now.get(row.replica_id, {}))
+        for row in picture.replicas
+        if row.desired == Desired.RUN.value and row.stuck != now.get(row.replica_id, {})
+    ]
 
 
 def _cured(picture: Picture, plan: Plan) -> tuple[str, ...]:

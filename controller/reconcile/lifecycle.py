@@ -29,6 +29,8 @@ class Steps:
     pulls: Mapping[str, str | None]
     wake_at: datetime | None
     relief: tuple[StoredPlace, ...] = ()
+    emptied: tuple[str, ...] = ()
+    """Draining nodes whose last replica is among `gone`."""
 
     @property
     def is_empty(self) -> bool:
@@ -73,7 +75,14 @@ def steps(
         ),
         pulls=_pull_moves(picture, live, lost_s),
         wake_at=min(waits, default=None),
+        emptied=_emptied(picture, gone_ids),
     )
+
+
+def _emptied(picture: Picture, gone_ids: set[str]) -> tuple[str, ...]:
+    left = {row.node_id for row in picture.replicas if row.replica_id not in gone_ids}
+    touched = {row.node_id for row in picture.replicas if row.replica_id in gone_ids}
+    return tuple(row.node_id for row in picture.nodes if row.drain_since is not None and row.node_id in touched - left)
 
 
 def first_wish(row: Replica, node: NodeNow | None, lost_s: float) -> Desired:

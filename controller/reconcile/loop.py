@@ -188,7 +188,7 @@ class ReconcileLoop:
 
 
 def _wait_s(now: datetime, plan: Plan, following: Steps) -> float:
-    wait_s = REFUSED_S if plan.refusals else IDLE_S
+    wait_s = REFUSED_S if plan.refusals or plan.stuck else IDLE_S
     for instant in (plan.wake_at, following.wake_at):
         if instant is not None:
             wait_s = min(wait_s, max(0.05, (instant - now).total_seconds()))

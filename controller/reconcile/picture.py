@@ -102,6 +102,7 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         state=now.state,
         is_cordoned=row.is_cordoned,
         is_approved=row.is_approved,
+        is_drain_forced=row.is_drain_forced,
         silent_s=now.silent_s,
         devices=tuple(
             DeviceView(
@@ -156,4 +157,7 @@ def _replica(row: Replica, live: Mapping[NodeId, NodeNow]) -> ReplicaView:
         promises={DeviceId(device): int(count) for device, count in row.promises.items()},
         measured_bytes=measured,
         created_at=row.created_at,
+        is_leaving=row.is_leaving,
+        move_to=NodeId(row.move_to) if row.move_to else None,
+        succeeds=ReplicaId(row.succeeds) if row.succeeds else None,
     )

@@ -5,24 +5,30 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from controller.deployments.model import Replica
 from core.infra import postgres
 
 _HOLD = """
 SELECT 1 FROM controller.deployment
  WHERE deployment_id = %(deployment_id)s AND generation = %(generation)s FOR SHARE
 """
+# Held, so that a cordon or a drain comes before it or sees what is placed.
+_HOLD_NODE = "SELECT 1 FROM controller.node WHERE node_id = %(node_id)s AND NOT is_cordoned FOR SHARE"
 _START = """
 INSERT INTO controller.replica
     (replica_id, deployment_id, version_id, spec_generation, node_id, engine, engine_version, settings, promises,
-     runtime, image)
+     runtime, image, succeeds)
 SELECT %(replica_id)s, deployment_id, version_id, spec_generation, %(node_id)s, engine, engine_version, settings,
-       %(promises)s, runtime, image
+       %(promises)s, runtime, image, (SELECT replica_id FROM controller.replica WHERE replica_id = %(succeeds)s)
   FROM controller.deployment
  WHERE deployment_id = %(deployment_id)s AND spec_generation = %(spec_generation)s AND NOT is_deleting
 """
 _WISH = """
 UPDATE controller.replica SET desired = %(desired)s, drain_since = coalesce(drain_since, now())
- WHERE replica_id = %(replica_id)s AND desired = %(before)s
+ WHERE replica_id = %(replica_id)s AND desired = %(before)s AND is_leaving = %(is_leaving)s
+"""
+_STICK = """
+UPDATE controller.replica SET stuck = %(stuck)s WHERE replica_id = %(replica_id)s AND is_leaving AND desired = 'run'
 """
 _GONE_EVENT = """
 INSERT INTO controller.replica_event (replica_id, from_state, to_state, incarnation, message)
@@ -46,15 +52,31 @@ async def hold(connection: postgres.Connection, deployment_id: str, generation: 
     return await cursor.fetchone() is not None
 
 
+async def hold_node(connection: postgres.Connection, node_id: str) -> bool:
+    """Hold a node's row for the transaction; return False when it takes no replicas now, or is no more."""
+    return await (await connection.execute(_HOLD_NODE, {"node_id": node_id})).fetchone() is not None
+
+
 async def start(connection: postgres.Connection, row: Mapping[str, Any]) -> bool:
     """Make a replica; return False when the deployment is no longer at that generation."""
     return bool(await postgres.execute(connection, _START, {**row, "promises": Jsonb(row["promises"])}))
 
 
-async def wish(connection: postgres.Connection, replica_id: str, before: str, desired: str) -> bool:
-    """Move what is wanted of a replica from `before` to `desired`."""
-    row = {"replica_id": replica_id, "before": before, "desired": desired}
+async def wish(connection: postgres.Connection, before: Replica, desired: str) -> bool:
+    """Move what is wanted of a replica to `desired`; return False when that has changed, or whether it is to leave."""
+    row = {
+        "replica_id": before.replica_id,
+        "before": before.desired,
+        "is_leaving": before.is_leaving,
+        "desired": desired,
+    }
     return bool(await postgres.execute(connection, _WISH, row))
+
+
+async def stick(connection: postgres.Connection, replica_id: str, stuck: Mapping[str, Any]) -> bool:
+    """Write why nothing can take a leaving replica's place, or with nothing in `stuck` that something can."""
+    row = {"replica_id": replica_id, "stuck": Jsonb(stuck)}
+    return bool(await postgres.execute(connection, _STICK, row))
 
 
 async def forget(connection: postgres.Connection, replica_id: str) -> bool:

@@ -50,6 +50,8 @@ class PlayedCluster:
         self.pull: dict[str, Any] = {}
         self.pull_steps: list[dict[str, Any]] = []
         self.deployment_steps: list[dict[str, Any]] = []
+        self.node_steps: list[dict[str, Any]] = []
+        self.replica_steps: list[dict[str, Any] | None] = []
         self.override: Callable[[str, str], Answer | None] = lambda method, path: None
         self.answer_pieces: list[str] = ["Hel", "lo"]
         self.door_refusals: list[Answer] = []
@@ -260,7 +262,23 @@ class PlayedCluster:
         return 200, found
 
     def _replicas(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
-        return 200, {"items": self.replicas}
+        if not rest:
+            return 200, {"items": self.replicas}
+        found = next((item for item in self.replicas if item["id"] == rest[0]), None)
+        if method == "GET" and self.replica_steps:
+            step = self.replica_steps.pop(0)
+            if found is not None and step is None:
+                self.replicas.remove(found)
+                found = None
+            elif found is not None and step is not None:
+                found.update(step)
+        if found is None:
+            raise Refused(404, "replica.not_found", f"no replica '{rest[0]}'")
+        if method == "POST":
+            found["leaving"] = {"to": body["node"], "successor": None, "waiting": "it begins", "refusal": None}
+        elif method == "DELETE":
+            found["leaving"] = None
+        return (202 if method == "POST" else 200), found
 
     def _nodes(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
         if not rest:
@@ -268,6 +286,15 @@ class PlayedCluster:
         found = [item for item in self.nodes if item["name"] == rest[0]]
         if not found:
             raise Refused(404, "node.not_found", f"no node '{rest[0]}'")
+        if method == "DELETE":
+            self.nodes.remove(found[0])
+            return 204, None
+        if method == "POST":
+            found[0].update(is_cordoned=rest[1] != "uncordon", drain=None, replicas=2)
+            if rest[1] == "drain":
+                found[0]["drain"] = {"since": things.CREATED, "is_forced": body["force"], "replicas": []}
+        elif self.node_steps:
+            found[0].update(self.node_steps.pop(0))
         return 200, found[0]
 
     def _engines(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:

@@ -37,6 +37,7 @@ class Cluster:
         port: int = 0,
         disk_pressure_bytes: int = 0,
         node_port: int = 0,
+        own_node_id: str = "",
     ) -> None:
         self.socket = runtime / "control.sock"
         self.node_port = node_port
@@ -63,6 +64,7 @@ class Cluster:
             disk_pressure_bytes=disk_pressure_bytes,
             node_host="127.0.0.1" if node_port else "",
             node_port=node_port,
+            own_node_id=lambda: own_node_id,
         )
         self._stop = asyncio.Event()
         self._starts = 0

@@ -125,6 +125,41 @@ async def test_a_plan_whose_deployment_moved_on_is_stale_and_writes_nothing(reig
     assert (await picture_of(reign)).replicas == ()
 
 
+async def test_a_plan_for_a_node_that_was_cordoned_meanwhile_is_stale_and_places_nothing(reign: Reign) -> None:
+    before = await picture_of(reign)
+    await reign.parts.leaving.cordon("box")
+    with pytest.raises(StalePlanError):
+        await planned(reign, before)
+    assert (await picture_of(reign)).replicas == ()
+
+
+async def test_a_plan_to_take_away_what_no_longer_leaves_is_stale(reign: Reign) -> None:
+    await planned(reign, await picture_of(reign))
+    await reign.parts.leaving.drain("box", is_forced=True)
+    before = await picture_of(reign)
+    assert before.replicas[0].is_leaving
+    await reign.parts.leaving.uncordon("box")
+    with pytest.raises(StalePlanError):
+        await planned(reign, before)
+    (left,) = (await picture_of(reign)).replicas
+    assert (left.desired, left.is_leaving) == ("run", False)
+
+
+async def test_a_plan_for_a_node_that_was_forgotten_meanwhile_is_stale(reign: Reign) -> None:
+    before, live = await picture_of(reign), reign.parts.fleet.nodes()
+    made = plan(pictures.seen(before, live, now=SystemClock().now(), cpu_reserve_bytes=0))
+    await reign.parts.leaving.forget("box", is_forced=True)
+    with pytest.raises(StalePlanError):
+        await reign.commit.write(before, live, made, NOTHING)
+    assert (await picture_of(reign)).nodes == ()
+
+
+async def test_a_node_that_holds_nothing_is_drained_at_once(reign: Reign) -> None:
+    await reign.parts.leaving.drain("box", is_forced=False)
+    kinds = [event.kind for event in await reign.parts.ledger.page(0, 100)]
+    assert kinds[-2:] == ["node_draining", "node_drained"]
+
+
 async def test_a_leader_that_was_followed_writes_nothing_more(reign: Reign) -> None:
     before = await picture_of(reign)
     await reign.leadership.release()

@@ -112,6 +112,7 @@ def applied(snapshot: Snapshot, plan: Plan) -> Snapshot:
             promises=start.promises,
             measured_bytes=0,
             created_at=snapshot.now,
+            succeeds=start.succeeds,
         )
         for number, start in enumerate(plan.starts)
     ]

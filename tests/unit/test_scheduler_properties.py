@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core.devices import DeviceKind
 from core.errors import CODES
+from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
 from scheduler.footprint import Ledger
 from scheduler.plan import buckets, plan
@@ -29,7 +30,8 @@ def nodes(draw, name):
         name,
         *devices,
         state=draw(st.sampled_from([NodeState.READY, NodeState.READY, *NodeState])),
-        is_cordoned=draw(st.sampled_from([False, False, True])),
+        is_cordoned=(is_cordoned := draw(st.sampled_from([False, False, True]))),
+        is_drain_forced=is_cordoned and draw(st.sampled_from([False, False, True])),
         silent_s=draw(st.sampled_from([0.0, 9.0, 60.0])),
         engines=draw(engines),
     )
@@ -58,6 +60,11 @@ def replicas(draw, number):
         measured=draw(amounts),
         generation=draw(st.integers(1, 3)),
         desired=draw(st.sampled_from([Desired.RUN, Desired.RUN, Desired.STOP, Desired.DRAIN])),
+        is_leaving=(is_leaving := draw(st.sampled_from([False, False, True]))),
+        move_to=NodeId(f"nod_{draw(st.sampled_from([*NODES, 'gone']))}")
+        if is_leaving and draw(st.booleans())
+        else None,
+        succeeds=ReplicaId(f"rep_{draw(st.integers(0, 7))}") if draw(st.sampled_from([False, False, True])) else None,
     )
 
 
