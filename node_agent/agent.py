@@ -8,7 +8,7 @@ them. `stop_all_engines` ends them on purpose.
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from node_agent.devices.reading import Devices, sources_of
 from node_agent.engines import EngineHouse
 from node_agent.files import wiring
 from node_agent.files.origins import SourceOrigins
+from node_agent.files.serving import FileServer
+from node_agent.files.store import FileStore
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
 from node_agent.session import NodeFacts, Session
@@ -44,7 +46,9 @@ class NodeConfig:
 
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
     `wheel_dir` may be "", `container_pull` is `never` or `missing`, `environment` is the process's own, of which
-    engines see an allow-listed part, `origins` is what the settings say of places that models come from.
+    engines see an allow-listed part, `origins` is what the settings say of places that models come from,
+    `files_socket` is where other nodes' requests for files arrive (None: nobody's), `peer_bytes_per_s` bounds what they
+    are given (0: nothing does).
     """
 
     node_name: str
@@ -62,6 +66,8 @@ class NodeConfig:
     origins: SourceOrigins = field(default_factory=SourceOrigins)
     restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
     container_pull: str = "never"
+    files_socket: Path | None = None
+    peer_bytes_per_s: int = 0
 
 
 async def run(
@@ -184,15 +190,36 @@ async def _serve(
     )
     await pulls.open()
     await keeper.start()
-    log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
-    keeping = guard.eternal("session", session.run())
-    await _first_event(ending, guard.failed)
-    pulls.leave()
-    if guard.failed.is_set():
-        raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
-    await session.leave()
-    keeping.cancel()
+    async with _files_served(config, store, clock, log):
+        log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
+        keeping = guard.eternal("session", session.run())
+        await _first_event(ending, guard.failed)
+        pulls.leave()
+        if guard.failed.is_set():
+            raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
+        await session.leave()
+        keeping.cancel()
     log.info("node_agent_ended")
+
+
+@contextlib.asynccontextmanager
+async def _files_served(config: NodeConfig, store: FileStore, clock: Clock, log: Log) -> AsyncIterator[None]:
+    """Give the store's files to other nodes for the length of a block, where they have a way to this one."""
+    if config.files_socket is None:
+        yield
+        return
+    server = FileServer(
+        path=config.files_socket,
+        store=store,
+        bytes_per_s=config.peer_bytes_per_s,
+        monotonic=clock.monotonic,
+        log=log,
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 async def _sweep(children: Children, log: Log) -> None:
