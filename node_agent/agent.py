@@ -47,6 +47,7 @@ class NodeConfig:
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
     `wheel_dir` may be "", `container_pull` is `never` or `missing`, `environment` is the process's own, of which
     engines see an allow-listed part, `origins` is what the settings say of places that models come from,
+    `tls_dir` holds the certificate that other nodes know this one by (None: it has none),
     `files_socket` is where other nodes' requests for files arrive (None: nobody's), `peer_bytes_per_s` bounds what they
     are given (0: nothing does).
     """
@@ -66,6 +67,7 @@ class NodeConfig:
     origins: SourceOrigins = field(default_factory=SourceOrigins)
     restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
     container_pull: str = "never"
+    tls_dir: Path | None = None
     files_socket: Path | None = None
     peer_bytes_per_s: int = 0
 
@@ -129,6 +131,7 @@ async def _serve(
         clock=clock,
         log=log,
         changed=changed.set,
+        tls_dir=config.tls_dir,
     )
     engines = EngineHouse(
         root=config.data_dir / "engines",

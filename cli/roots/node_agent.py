@@ -30,6 +30,7 @@ async def work(block: ClusterBlock, log: Log) -> None:
         engine_start_timeout_s=wanted.engine_start_timeout_s,
         wheel_dir=wanted.wheel_dir,
         container_pull=wanted.container_pull,
+        tls_dir=block.data_dir / "tls" if wanted.node_host else None,
         files_socket=block.runtime_dir / "files.sock" if wanted.node_host else None,
         peer_bytes_per_s=wanted.peer_bandwidth_bytes_per_s,
         labels={},

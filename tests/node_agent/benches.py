@@ -58,6 +58,7 @@ class Bench:
             log=log,
             changed=self._changed,
             outside=more.get("outside", wiring.Outside(look_s=0.05, bounds=QUICK)),
+            tls_dir=more.get("tls_dir"),
         )
 
     def _changed(self) -> None:
