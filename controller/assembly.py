@@ -25,6 +25,7 @@ from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.loop import LoopConfig, ReconcileLoop
 from controller.registry.adopted import AdoptedModels
 from controller.registry.aliases import Aliases
+from controller.registry.copies import Copies
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
 from controller.registry.stages import Stages
@@ -79,6 +80,7 @@ def build(
     ledger = Ledger(database, bell)
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
+    copies = Copies(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
     aliases = Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stages = Stages(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
@@ -111,6 +113,7 @@ def build(
         leadership=leadership,
         deployments=deployments,
         pulls=pulls,
+        copies=copies,
         engines=engines,
         adopted=AdoptedModels(registry),
         events=ledger,
@@ -146,6 +149,7 @@ def build(
             wakeups=wakeups,
         ),
         pulls=pulls,
+        copies=copies,
         stores=stores,
         deployments=deployments,
         engines=engines,

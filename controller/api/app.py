@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from controller.api import blueprints, cluster, engines, failures, lives, models, secrets, store, workloads
+from controller.api import blueprints, cluster, engines, failures, lives, models, places, secrets, store, workloads
 from controller.api.gate import App, Gate
 from controller.api.idempotency import Idempotency
 from controller.api.stage import Stage
@@ -17,6 +17,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     app.include_router(cluster.router(stage, metrics))
     app.include_router(models.router(stage))
     app.include_router(store.router(stage))
+    app.include_router(places.router(stage))
     app.include_router(lives.router(stage))
     app.include_router(blueprints.router(stage))
     app.include_router(workloads.router(stage))

@@ -68,6 +68,8 @@ def hello(message: pb.Hello) -> Hello:
     node_id = _text(message.node_id, 80)
     if not node_id or not message.machine_id:
         raise _invalid("node_id and machine_id must be given")
+    if message.plane_port > 65535 or bool(message.plane_host) != bool(message.plane_port):
+        raise _invalid("a data plane has a host and a port")
     facts = message.inventory
     return Hello(
         protocol_min=message.protocol_min,
@@ -92,6 +94,8 @@ def hello(message: pb.Hello) -> Hello:
         ),
         observation=observation(NodeId(node_id), message.observed),
         labels=_labels(message.labels),
+        plane_host=_text(message.plane_host, 255),
+        plane_port=message.plane_port,
     )
 
 
@@ -389,4 +393,5 @@ def _file_want(order: FileOrder) -> pb.FileWant:
         is_cancelled=order.is_cancelled,
         path=order.path,
         formats=list(order.formats),
+        peers=[pb.Peer(node_id=peer.node_id, host=peer.host, port=peer.port) for peer in order.peers],
     )

@@ -46,6 +46,8 @@ class Hello:
     inventory: Inventory
     observation: Observation
     labels: Mapping[str, str] = field(default_factory=dict)
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +99,20 @@ class Refuse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Peer:
+    """The data plane of a node that other nodes may get a file from."""
+
+    node_id: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileOrder:
     """One file that a node should bring; `want_id` is "" when it belongs to a replica, which gives it a `path`.
 
-    `formats` are what the engines that a pull is for eat, best first; empty: anything.
+    `formats` are what the engines that a pull is for eat, best first; empty: anything. `peers` are tried before
+    `source`; with neither the node waits, since another one brings the content first.
     """
 
     want_id: PullId
@@ -110,6 +122,7 @@ class FileOrder:
     is_cancelled: bool = False
     path: str = ""
     formats: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +207,8 @@ class NodeRow:
     generation: int
     desired_digest: str
     created_at: datetime
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

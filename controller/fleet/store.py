@@ -13,7 +13,8 @@ from core.names import NAME_PATTERN
 
 _NODE = """
 SELECT node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count, memory_bytes,
-       disk_total_bytes, labels, engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at
+       disk_total_bytes, labels, engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at,
+       plane_host, plane_port
   FROM controller.node
 """
 _NODES = _NODE + " ORDER BY name"
@@ -21,13 +22,15 @@ _NODE_BY_ID = _NODE + " WHERE node_id = %(node_id)s"
 _DEVICES = "SELECT node_id, device_id, kind, name, total_bytes, is_simulated FROM controller.device ORDER BY device_id"
 _UPSERT = """
 INSERT INTO controller.node (node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count,
-    memory_bytes, disk_total_bytes, labels, engines, state, session_epoch)
+    memory_bytes, disk_total_bytes, labels, engines, state, session_epoch, plane_host, plane_port)
 VALUES (%(node_id)s, %(name)s, %(machine_id)s, %(boot_id)s, %(agent_version)s, %(hostname)s, %(system)s, %(machine)s,
-    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, 'suspect', 1)
+    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, 'suspect', 1,
+    %(plane_host)s, %(plane_port)s)
 ON CONFLICT (node_id) DO UPDATE SET name = excluded.name, machine_id = excluded.machine_id, boot_id = excluded.boot_id,
     agent_version = excluded.agent_version, hostname = excluded.hostname, system = excluded.system,
     machine = excluded.machine, cpu_count = excluded.cpu_count, memory_bytes = excluded.memory_bytes,
     disk_total_bytes = excluded.disk_total_bytes, labels = excluded.labels, engines = excluded.engines,
+    plane_host = excluded.plane_host, plane_port = excluded.plane_port,
     session_epoch = node.session_epoch + 1, session_at = now()
 """
 _FORGET_DEVICES = "DELETE FROM controller.device WHERE node_id = %(node_id)s"
@@ -104,6 +107,8 @@ def _row(hello: Hello, name: str) -> dict[str, object]:
         "memory_bytes": facts.memory_bytes,
         "disk_total_bytes": facts.disk_total_bytes,
         "labels": Jsonb(dict(hello.labels)),
+        "plane_host": hello.plane_host,
+        "plane_port": hello.plane_port,
         "engines": _engines(facts.engines),
     }
 

@@ -28,6 +28,7 @@ class PlayedNode:
     ) -> None:
         self._socket = socket
         self.node_id, self.name, self.machine_id = node_id, name, machine_id
+        self.plane = ("", 0)
         self.obeys = obeys
         self.generation = 0
         self.replicas: dict[str, node.ReplicaReport] = {}
@@ -84,6 +85,8 @@ class PlayedNode:
             agent_run_id="r1",
             agent_version="0.0.test",
             max_leader_epoch_seen=self.max_epoch,
+            plane_host=self.plane[0],
+            plane_port=self.plane[1],
             inventory=node.Inventory(
                 hostname=self.name,
                 system="linux",

@@ -1,4 +1,4 @@
-"""Data planes for tests of files that travel: TLS that checks node certificates, in front of a real file server."""
+"""Nodes that give files: TLS that checks node certificates, in front of a real file server."""
 
 import asyncio
 import contextlib
@@ -35,17 +35,17 @@ def tls_dir(root: Path, name: str, role: Role = Role.NODE, authority: certificat
     return directory
 
 
-class Plane:
+class Giver:
     """One node that gives files: its store, its file server, and mTLS before it.
 
     `body_bytes` counts what was passed on after the heads; after `cut_after` of them the lines are cut and none is
     taken any more, until it is None again.
     """
 
-    def __init__(self, root: Path, name: str, **more: object) -> None:
+    def __init__(self, root: Path, name: str, store: FileStore | None = None, **more: object) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.name, self.root = name, root
-        self.store = FileStore(root / "store")
+        self.store = store or FileStore(root / "store")
         self.tls_dir = tls_dir(root, name)
         clock = SystemClock()
         self.server = FileServer(
@@ -70,9 +70,12 @@ class Plane:
         """Put a file into the store, under another content's digest if that is given: a lie."""
         half = self.root / "half"
         half.write_bytes(data)
-        found = Sha256(digest or sha256(data))
-        self.store.put(half, StoredFile(sha256=found, size_bytes=len(data)))
-        return found
+        return self.keep(half, Sha256(digest or sha256(data)))
+
+    def keep(self, half: Path, digest: Sha256) -> Sha256:
+        """Put a file that is there already into the store."""
+        self.store.put(half, StoredFile(sha256=digest, size_bytes=half.stat().st_size))
+        return digest
 
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -118,9 +121,9 @@ class Plane:
 
 
 @contextlib.asynccontextmanager
-async def plane(root: Path, name: str, **more: object) -> AsyncIterator[Plane]:
-    """Serve a `Plane` on a port of loopback."""
-    it = Plane(root / name, name, **more)
+async def giver(root: Path, name: str, **more: object) -> AsyncIterator[Giver]:
+    """Serve a `Giver` on a port of loopback."""
+    it = Giver(root / name, name, **more)
     it.server.start()
     listener = await asyncio.start_server(it.serve, "127.0.0.1", 0, ssl=it.context())
     it.port = listener.sockets[0].getsockname()[1]
