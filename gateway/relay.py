@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adapters.contract import Dialect, Endpoint
+from adapters.contract import OPENAI_PATHS, Dialect, Endpoint
 from core.clock import Clock
 from core.errors import Failure
 from core.ids import ReplicaId
@@ -363,7 +363,6 @@ def not_ready(route: Route) -> Failure:
 
 def engine_request(call: Call, target: Target, dialect: Dialect | None, body: bytes) -> Request:
     """Return what goes to the engine: `body`, our path and key, and those of the client's headers that it may see."""
-    default = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
     path = dialect.paths.get(call.endpoint) if dialect else None
     accept = b"text/event-stream" if call.asked.is_stream else b"application/json"
     headers = [(b"content-type", b"application/json"), (b"accept", accept), *call.headers]
@@ -371,7 +370,7 @@ def engine_request(call: Call, target: Target, dialect: Dialect | None, body: by
         headers.append((b"authorization", b"Bearer " + target.engine_key.encode()))
     return Request(
         method="POST",
-        path=path or default.get(call.endpoint, "/v1/embeddings"),
+        path=path or OPENAI_PATHS[call.endpoint],
         headers=headers,
         body=body,
     )

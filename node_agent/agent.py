@@ -24,6 +24,9 @@ from core.infra.tasks import TaskGuard
 from node_agent import identity, launching, replica, supervisor
 from node_agent.containers import host
 from node_agent.containers.house import ContainerHouse
+from node_agent.dataplane import plane as dataplane
+from node_agent.dataplane.doors import Doors
+from node_agent.dataplane.plane import Plane, PlaneSpec
 from node_agent.devices.reading import Devices, sources_of
 from node_agent.engines import EngineHouse
 from node_agent.files import wiring
@@ -38,6 +41,23 @@ from node_agent.supervisor import Supervisor
 from node_agent.surroundings import Surroundings
 
 _CHILDREN = "children"
+_PLANE = "plane"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneConfig:
+    """Where other machines reach this node's data plane, and what it shows them.
+
+    `host` is an address of this machine, `tls_dir` holds the node's `key.pem`, `certificate.pem` and `authority.pem`,
+    `files_socket` is where the node's file server listens, `peer_bytes_per_s` bounds what it gives to other nodes (0:
+    nothing does).
+    """
+
+    host: str
+    port: int
+    tls_dir: Path
+    files_socket: Path
+    peer_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +66,7 @@ class NodeConfig:
 
     `control_target` is a gRPC target (`unix:/path/control.sock`), `devices` is `auto`, `cpu` or `sim:FILE`,
     `wheel_dir` may be "", `container_pull` is `never` or `missing`, `environment` is the process's own, of which
-    engines see an allow-listed part, `origins` is what the settings say of places that models come from,
-    `tls_dir` holds the certificate that other nodes know this one by (None: it has none),
-    `files_socket` is where other nodes' requests for files arrive (None: nobody's), `peer_bytes_per_s` bounds what they
-    are given (0: nothing does).
+    engines see an allow-listed part, `origins` is what the settings say of places that models come from.
     """
 
     node_name: str
@@ -67,9 +84,8 @@ class NodeConfig:
     origins: SourceOrigins = field(default_factory=SourceOrigins)
     restart_policy: replica.RestartPolicy = replica.DEFAULT_POLICY
     container_pull: str = "never"
-    tls_dir: Path | None = None
-    files_socket: Path | None = None
-    peer_bytes_per_s: int = 0
+    plane: PlaneConfig | None = None
+    """None: no other machine reaches this node."""
 
 
 async def run(
@@ -117,6 +133,7 @@ async def _serve(
         return int.from_bytes(entropy.token_bytes(4), "big") / 2.0**32
 
     changed = asyncio.Event()
+    doors = Doors(_plane(config, guard, clock, chance, log), clock, changed.set)
     devices = Devices(sources_of(config.devices), log)
     environment = launching.installer_environment(config.environment)
     children = Children(config.data_dir / _CHILDREN)
@@ -131,7 +148,7 @@ async def _serve(
         clock=clock,
         log=log,
         changed=changed.set,
-        tls_dir=config.tls_dir,
+        tls_dir=config.plane.tls_dir if config.plane else None,
     )
     engines = EngineHouse(
         root=config.data_dir / "engines",
@@ -168,7 +185,7 @@ async def _serve(
         devices=devices,
         clock=clock,
         chance=chance,
-        changed=changed.set,
+        changed=doors.tell,
         log=log,
         policy=config.restart_policy,
     )
@@ -179,6 +196,8 @@ async def _serve(
         agent_version=config.agent_version,
         labels={**host.labels(containers.found), **config.labels},
         data_dir=config.data_dir,
+        plane_host=config.plane.host if config.plane else "",
+        plane_port=config.plane.port if config.plane else 0,
     )
     keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
     session = Session(
@@ -188,11 +207,13 @@ async def _serve(
         supervisor=keeper,
         inventory=Inventory(data_dir=config.data_dir, devices=devices, engines=engines, adapters=adapters),
         devices=devices,
+        fence=doors.fence,
         chance=chance,
         log=log,
     )
     await pulls.open()
     await keeper.start()
+    await doors.open(keeper.plane_entries)
     async with _files_served(config, store, clock, log):
         log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
         keeping = guard.eternal("session", session.run())
@@ -208,13 +229,13 @@ async def _serve(
 @contextlib.asynccontextmanager
 async def _files_served(config: NodeConfig, store: FileStore, clock: Clock, log: Log) -> AsyncIterator[None]:
     """Give the store's files to other nodes for the length of a block, where they have a way to this one."""
-    if config.files_socket is None:
+    if config.plane is None:
         yield
         return
     server = FileServer(
-        path=config.files_socket,
+        path=config.plane.files_socket,
         store=store,
-        bytes_per_s=config.peer_bytes_per_s,
+        bytes_per_s=config.plane.peer_bytes_per_s,
         monotonic=clock.monotonic,
         log=log,
     )
@@ -223,6 +244,20 @@ async def _files_served(config: NodeConfig, store: FileStore, clock: Clock, log:
         yield
     finally:
         await asyncio.to_thread(server.stop)
+
+
+def _plane(config: NodeConfig, guard: TaskGuard, clock: Clock, chance: Callable[[], float], log: Log) -> Plane | None:
+    if config.plane is None:
+        return None
+    spec = PlaneSpec(
+        host=config.plane.host,
+        port=config.plane.port,
+        tls_dir=config.plane.tls_dir,
+        directory=config.data_dir / _PLANE,
+        sockets=config.shim_dir,
+        files_socket=config.plane.files_socket,
+    )
+    return Plane(spec, guard=guard, clock=clock, chance=chance, log=log)
 
 
 async def _sweep(children: Children, log: Log) -> None:
@@ -245,7 +280,7 @@ async def _first_event(*events: asyncio.Event) -> None:
 
 
 async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> None:
-    """End every engine of the node and its shim, so that no process and no socket of theirs is left.
+    """End every engine of the node, its data plane and their shims, so that no process and no socket of theirs is left.
 
     SIGTERM, `grace_s` seconds, SIGKILL to each whole tree, all at the same time; then what dead shims left is swept.
     Downloads and installs that a killed node agent left are killed before all else.
@@ -259,8 +294,11 @@ async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> No
     try:
         await children.sweep()
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            await supervisor.stop_all(replicas_dir, shim_dir, grace_s)
+        try:
+            await dataplane.teardown(data_dir / _PLANE, shim_dir)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                await supervisor.stop_all(replicas_dir, shim_dir, grace_s)
     if any(replicas_dir.glob("*/keeper")):  # only a container whose keeper was killed is still there
         containers = ContainerHouse(
             data_dir=data_dir,

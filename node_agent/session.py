@@ -16,8 +16,9 @@ import grpc
 
 from core.infra.grpc import CHANNEL_OPTIONS, bearer
 from core.infra.logs import Log
-from node_agent import identity, shim_client
+from node_agent import fence, identity, shim_client
 from node_agent.devices.reading import Devices
+from node_agent.fence import Fence
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
 from node_agent.supervisor import Supervisor
@@ -45,6 +46,8 @@ class NodeFacts:
     agent_version: str
     labels: dict[str, str]
     data_dir: Path
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 class Rejected(Exception):
@@ -81,6 +84,7 @@ class Session:
         supervisor: Supervisor,
         inventory: Inventory,
         devices: Devices,
+        fence: Fence,
         chance: Callable[[], float],
         log: Log,
     ) -> None:
@@ -90,6 +94,7 @@ class Session:
         self._supervisor = supervisor
         self._inventory = inventory
         self._devices = devices
+        self._fence = fence
         self._chance = chance
         self._log = log
         self._last_reason = ""
@@ -140,6 +145,7 @@ class Session:
             supervisor=self._supervisor,
             inventory=self._inventory,
             devices=self._devices,
+            fence=self._fence,
             chance=self._chance,
             log=self._log,
             leaving=self._leaving,
@@ -163,6 +169,7 @@ class _Parts:
     supervisor: Supervisor
     inventory: Inventory
     devices: Devices
+    fence: Fence
     chance: Callable[[], float]
     log: Log
     leaving: asyncio.Event
@@ -195,7 +202,9 @@ class _Connection:
 
     async def _greet(self, call: Any) -> node_pb2.HelloAck:
         async with asyncio.timeout(_HELLO_DEADLINE_S):
-            await call.write(node_pb2.NodeMessage(hello=await self._hello()))
+            hello = await self._hello()
+            self._parts.fence.begin()
+            await call.write(node_pb2.NodeMessage(hello=hello))
             while True:
                 message = await self._next(call)
                 if message.WhichOneof("body") == "hello_ack":
@@ -209,6 +218,7 @@ class _Connection:
                 pause_s=_BACK_OFF_CAP_S,
             )
         await self._parts.supervisor.see_epoch(ack.leader_epoch)
+        self._parts.fence.open(ack.fence_ms / 1000.0 or fence.fence_s(ack.lease_ms / 1000.0))
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
         self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)
@@ -229,6 +239,8 @@ class _Connection:
             inventory=await self._parts.inventory.message(),
             observed=supervisor.observed(),
             labels=facts.labels,
+            plane_host=facts.plane_host,
+            plane_port=facts.plane_port,
         )
 
     async def _next(self, call: Any) -> node_pb2.ControllerMessage:
@@ -254,6 +266,7 @@ class _Connection:
                 raise _Lapsed(f"no heartbeat was acknowledged for {lease_s:g} s") from None
             match message.WhichOneof("body"):
                 case "heartbeat_ack":
+                    self._parts.fence.acknowledged(message.heartbeat_ack.sequence)
                     self._heard_at = asyncio.get_running_loop().time()
                 case "desired":
                     was_applied = await self._parts.supervisor.apply(message.desired)
@@ -271,7 +284,9 @@ class _Connection:
         while not parts.leaving.is_set():
             if loop.time() >= beat_at:
                 sequence += 1
-                await call.write(node_pb2.NodeMessage(heartbeat=await self._heartbeat(sequence)))
+                heartbeat = await self._heartbeat(sequence)
+                parts.fence.sent(sequence)
+                await call.write(node_pb2.NodeMessage(heartbeat=heartbeat))
                 beat_at = loop.time() + interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * parts.chance() - 1.0))
             if parts.supervisor.changed.is_set() or loop.time() >= observed_at:
                 parts.supervisor.changed.clear()

@@ -78,6 +78,7 @@ class Welcome:
     session_epoch: int
     heartbeat_ms: int
     lease_ms: int
+    fence_ms: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +208,8 @@ class NodeRow:
     generation: int
     desired_digest: str
     created_at: datetime
-    plane_host: str = ""
-    plane_port: int = 0
+    plane_host: str
+    plane_port: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,3 +256,5 @@ class NodeNow:
     session_epoch: int
     observation: Observation | None
     observed_version: int
+    plane_host: str = ""
+    plane_port: int = 0

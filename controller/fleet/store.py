@@ -22,10 +22,10 @@ _NODE_BY_ID = _NODE + " WHERE node_id = %(node_id)s"
 _DEVICES = "SELECT node_id, device_id, kind, name, total_bytes, is_simulated FROM controller.device ORDER BY device_id"
 _UPSERT = """
 INSERT INTO controller.node (node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count,
-    memory_bytes, disk_total_bytes, labels, engines, state, session_epoch, plane_host, plane_port)
+    memory_bytes, disk_total_bytes, labels, engines, plane_host, plane_port, state, session_epoch)
 VALUES (%(node_id)s, %(name)s, %(machine_id)s, %(boot_id)s, %(agent_version)s, %(hostname)s, %(system)s, %(machine)s,
-    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, 'suspect', 1,
-    %(plane_host)s, %(plane_port)s)
+    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, %(plane_host)s, %(plane_port)s,
+    'suspect', 1)
 ON CONFLICT (node_id) DO UPDATE SET name = excluded.name, machine_id = excluded.machine_id, boot_id = excluded.boot_id,
     agent_version = excluded.agent_version, hostname = excluded.hostname, system = excluded.system,
     machine = excluded.machine, cpu_count = excluded.cpu_count, memory_bytes = excluded.memory_bytes,
@@ -107,9 +107,9 @@ def _row(hello: Hello, name: str) -> dict[str, object]:
         "memory_bytes": facts.memory_bytes,
         "disk_total_bytes": facts.disk_total_bytes,
         "labels": Jsonb(dict(hello.labels)),
+        "engines": _engines(facts.engines),
         "plane_host": hello.plane_host,
         "plane_port": hello.plane_port,
-        "engines": _engines(facts.engines),
     }
 
 

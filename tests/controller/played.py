@@ -28,7 +28,6 @@ class PlayedNode:
     ) -> None:
         self._socket = socket
         self.node_id, self.name, self.machine_id = node_id, name, machine_id
-        self.plane = ("", 0)
         self.obeys = obeys
         self.generation = 0
         self.replicas: dict[str, node.ReplicaReport] = {}
@@ -41,6 +40,7 @@ class PlayedNode:
         self.ack: node.HelloAck | None = None
         self.is_beating = True
         self.max_epoch = 0
+        self.plane = ("", 0)
         self.disk_free_bytes = 50 * GIB
         self.sequence = 0
         self._channel: Any = None
@@ -85,8 +85,6 @@ class PlayedNode:
             agent_run_id="r1",
             agent_version="0.0.test",
             max_leader_epoch_seen=self.max_epoch,
-            plane_host=self.plane[0],
-            plane_port=self.plane[1],
             inventory=node.Inventory(
                 hostname=self.name,
                 system="linux",
@@ -102,6 +100,8 @@ class PlayedNode:
                 ],
             ),
             observed=self.observed(),
+            plane_host=self.plane[0],
+            plane_port=self.plane[1],
         )
 
     def devices(self) -> list[node.DeviceReading]:
