@@ -88,9 +88,9 @@ def _checked(pull: Json) -> Json:
         return pull
     if pull.get("error"):
         raise failure_of(pull["error"])
-    word = "copy" if is_copy(pull) else "pull"
+    word, verb = ("copy", "begins") if is_copy(pull) else ("pull", "resumes")
     raise Failure(
-        "source.cancelled", f"the {word} of {pull.get('model')} was cancelled", hint=f"`{again(pull)}` resumes it"
+        "source.cancelled", f"the {word} of {pull.get('model')} was cancelled", hint=f"`{again(pull)}` {verb} it"
     )
 
 
@@ -101,4 +101,7 @@ def _cancel(client: AdminClient, terminal: Terminal, pull: Json) -> None:
     except Failure as failure:
         terminal.note(f"the {word} could not be cancelled: {failure}")
         return
-    terminal.note(f"{word} cancelled; the part on disk stays, `{again(pull)}` resumes it")
+    if is_copy(pull):
+        terminal.note(f"copy cancelled; `{again(pull)}` begins it anew")
+        return
+    terminal.note(f"pull cancelled; the part on disk stays, `{again(pull)}` resumes it")

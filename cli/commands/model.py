@@ -31,7 +31,7 @@ def copy(
 ) -> None:
     """Bring a model's files into a node's store: from the nodes that have them, else from their source.
 
-    Ctrl-C cancels; what is on disk stays, and a new copy resumes.
+    Ctrl-C cancels.
     """
     _bring(ctx.obj, model, to, None, output)
 

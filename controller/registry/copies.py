@@ -205,7 +205,7 @@ class Copies:
         return known[name]
 
     async def cancel(self, copy_id: str) -> Copy:
-        """End a copy; what has come of its files stays until the node clears up.
+        """End a copy; files of it that are whole stay in the node's store.
 
         Raises:
             Failure: `registry.pull_not_found`, `registry.pull_finished`.

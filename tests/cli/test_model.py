@@ -70,7 +70,7 @@ def test_a_copy_that_somebody_cancelled_says_what_resumes_it(cluster: PlayedClus
     ended = slice_("model", "copy", "smollm2", "--to", "other")
     assert ended.code != 0
     assert "the copy of smollm2 was cancelled" in ended.err
-    assert "`slice model copy smollm2@v1 --to other` resumes it" in ended.err
+    assert "`slice model copy smollm2@v1 --to other` begins it" in ended.err
 
 
 def test_a_move_names_both_nodes(cluster: PlayedCluster, slice_: Slice) -> None:
