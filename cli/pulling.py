@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cli.client import AdminClient, Json, failure_of
 from cli.polling import looks
 from cli.progress import pull_bar
+from cli.pull_words import again, is_copy
 from cli.terminal import Terminal
 from cli.views import newest_version
 from core.clock import Clock
@@ -87,17 +88,20 @@ def _checked(pull: Json) -> Json:
         return pull
     if pull.get("error"):
         raise failure_of(pull["error"])
+    word, verb = ("copy", "begins") if is_copy(pull) else ("pull", "resumes")
     raise Failure(
-        "source.cancelled",
-        f"the pull of {pull.get('model')} was cancelled",
-        hint=f"`slice pull {pull.get('model')}` resumes it",
+        "source.cancelled", f"the {word} of {pull.get('model')} was cancelled", hint=f"`{again(pull)}` {verb} it"
     )
 
 
 def _cancel(client: AdminClient, terminal: Terminal, pull: Json) -> None:
+    word = "copy" if is_copy(pull) else "pull"
     try:
         client.delete("pulls", str(pull["id"]))
     except Failure as failure:
-        terminal.note(f"the pull could not be cancelled: {failure}")
+        terminal.note(f"the {word} could not be cancelled: {failure}")
         return
-    terminal.note(f"pull cancelled; the part on disk stays, `slice pull {pull.get('model')}` resumes it")
+    if is_copy(pull):
+        terminal.note(f"copy cancelled; `{again(pull)}` begins it anew")
+        return
+    terminal.note(f"pull cancelled; the part on disk stays, `{again(pull)}` resumes it")

@@ -144,6 +144,17 @@ TABLE: Table = {
             rm="Delete secrets that no deployment uses.",
         ),
     ),
+    "model": GroupEntry(
+        summary="Show, copy and move the files of models between the nodes' stores.",
+        section=_MODELS,
+        verbs=_verbs(
+            "model",
+            "Commands",
+            where="List the nodes whose stores hold a model's files.",
+            copy="Bring a model's files into a node's store, without a deployment.",
+            move="Bring a model's files into another node's store, and off the one where they were.",
+        ),
+    ),
     "alias": GroupEntry(
         summary="Give models stable public names.",
         section=_CLUSTER,

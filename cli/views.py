@@ -213,6 +213,29 @@ STORED = View(
 )
 
 
+PLACES = View(
+    name=_field("node"),
+    empty="no node's store has files of it; a deployment or `slice model copy` brings them",
+    columns=(
+        Column(title="NODE", cell=_text("node")),
+        Column(title="VERSION", cell=_version),
+        Column(title="FILES", cell=lambda item, _: f"{item.get('files', 0)}/{item.get('files_total', 0)}"),
+        Column(title="SIZE", cell=_size("size_bytes"), is_number=True),
+        Column(title="USED BY", cell=_text("used_by")),
+        Column(title="STATE", cell=lambda item, _: _place_state(item), is_state=True),
+    ),
+)
+
+
+def _place_state(place: Item) -> str:
+    """Return a place in a word: whole, on its way in or out, or only a part."""
+    if place.get("is_leaving"):
+        return "leaving"
+    if place.get("is_coming"):
+        return "coming"
+    return "whole" if place.get("is_whole") else "partial"
+
+
 def _used_by(place: Item) -> str:
     return "(being removed)" if place.get("is_leaving") else _shown(place.get("versions") or [])
 

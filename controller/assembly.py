@@ -32,6 +32,7 @@ from controller.reconcile.dispatch import Dispatch
 from controller.reconcile.loop import LoopConfig, ReconcileLoop
 from controller.registry.adopted import AdoptedModels
 from controller.registry.aliases import Aliases
+from controller.registry.copies import Copies
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
 from controller.registry.stages import Stages
@@ -90,6 +91,7 @@ def build(
     ledger = Ledger(database, bell)
     registry = Registry(database=database, events=ledger, wakeups=wakeups, ids=entropy)
     pulls = Pulls(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
+    copies = Copies(database=database, registry=registry, events=ledger, wakeups=wakeups, ids=entropy)
     aliases = Aliases(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stages = Stages(database=database, registry=registry, events=ledger, wakeups=wakeups)
     stores = Stores(database=database, events=ledger, wakeups=wakeups, clock=clock)
@@ -125,6 +127,7 @@ def build(
         leadership=leadership,
         deployments=deployments,
         pulls=pulls,
+        copies=copies,
         engines=engines,
         adopted=AdoptedModels(registry),
         events=ledger,
@@ -160,6 +163,7 @@ def build(
             wakeups=wakeups,
         ),
         pulls=pulls,
+        copies=copies,
         stores=stores,
         deployments=deployments,
         engines=engines,

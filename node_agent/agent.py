@@ -8,7 +8,7 @@ them. `stop_all_engines` ends them on purpose.
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from node_agent.dialing import Way
 from node_agent.engines import EngineHouse
 from node_agent.files import wiring
 from node_agent.files.origins import SourceOrigins
+from node_agent.files.serving import FileServer
+from node_agent.files.store import FileStore
 from node_agent.inventory import Inventory
 from node_agent.ports import Ports
 from node_agent.renewal import Renewal
@@ -51,13 +53,15 @@ class PlaneConfig:
     """Where other machines reach this node's data plane, and what it shows them.
 
     `host` is an address of this machine, `tls_dir` holds the node's `key.pem`, `certificate.pem` and `authority.pem`,
-    `files_socket` is where the node's file server listens.
+    `files_socket` is where the node's file server listens, `peer_bytes_per_s` bounds what it gives to other nodes (0:
+    nothing does).
     """
 
     host: str
     port: int
     tls_dir: Path
     files_socket: Path
+    peer_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,7 @@ async def _serve(
         clock=clock,
         log=log,
         changed=changed.set,
+        tls_dir=config.plane.tls_dir if config.plane else None,
     )
     engines = EngineHouse(
         root=config.data_dir / "engines",
@@ -224,15 +229,36 @@ async def _serve(
     await pulls.open()
     await keeper.start()
     await doors.open(keeper.plane_entries)
-    log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
-    keeping = guard.eternal("session", session.run())
-    await _first_event(ending, guard.failed)
-    pulls.leave()
-    if guard.failed.is_set():
-        raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
-    await session.leave()
-    keeping.cancel()
+    async with _files_served(config, store, clock, log):
+        log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
+        keeping = guard.eternal("session", session.run())
+        await _first_event(ending, guard.failed)
+        pulls.leave()
+        if guard.failed.is_set():
+            raise Failure("internal.unexpected", "a part of the node agent ended; its log says why")
+        await session.leave()
+        keeping.cancel()
     log.info("node_agent_ended")
+
+
+@contextlib.asynccontextmanager
+async def _files_served(config: NodeConfig, store: FileStore, clock: Clock, log: Log) -> AsyncIterator[None]:
+    """Give the store's files to other nodes for the length of a block, where they have a way to this one."""
+    if config.plane is None:
+        yield
+        return
+    server = FileServer(
+        path=config.plane.files_socket,
+        store=store,
+        bytes_per_s=config.plane.peer_bytes_per_s,
+        monotonic=clock.monotonic,
+        log=log,
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 def _plane(config: NodeConfig, guard: TaskGuard, clock: Clock, chance: Callable[[], float], log: Log) -> Plane | None:

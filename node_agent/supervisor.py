@@ -19,7 +19,7 @@ from core.texts import sendable
 from node_agent import identity, shim_client
 from node_agent.dataplane.entries import PlaneEntry
 from node_agent.engines.orders import EngineOrder
-from node_agent.files.wants import FileOrder, FileProgress
+from node_agent.files.wants import FileProgress, order_of
 from node_agent.identity import Applied
 from node_agent.runner import Runner
 from node_agent.surroundings import Surroundings
@@ -93,6 +93,8 @@ class Supervisor:
             return True
 
     async def _sync(self, desired: node_pb2.Desired) -> None:
+        files = [file for want in desired.replicas for file in want.files]
+        self._around.pulls.know(order_of(file) for file in (*files, *desired.files))
         wanted = {
             want.replica_id: want
             for want in desired.replicas
@@ -112,7 +114,7 @@ class Supervisor:
         for replica_id in await asyncio.to_thread(self._left_behind):
             self._begin(node_pb2.ReplicaWant(replica_id=replica_id, desired=Desired.STOP.value))
         await self._remove_files(desired.removed_files)
-        self._around.pulls.apply([_order_of(want) for want in desired.files])
+        self._around.pulls.apply([order_of(want) for want in desired.files])
         self._around.engines.apply([_engine_order_of(want) for want in desired.engines], self._users_of)
         self.changed.set()
 
@@ -217,17 +219,6 @@ class Supervisor:
     def states(self) -> Iterable[ReplicaState]:
         """Return the states of all replicas."""
         return [runner.state for runner in self._runners.values()]
-
-
-def _order_of(want: node_pb2.FileWant) -> FileOrder:
-    return FileOrder(
-        source=want.source,
-        want_id=want.want_id,
-        sha256=want.sha256,
-        size_bytes=want.size_bytes,
-        is_cancelled=want.is_cancelled,
-        formats=tuple(want.formats),
-    )
 
 
 def _engine_order_of(want: node_pb2.EngineWant) -> EngineOrder:

@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from cli import facts, leftovers, reach
+from cli.client import AdminClient
+from cli.human import size
 from cli.invocation import Invocation
 from cli.options import Output, OutputOption, SettingsOption, parsed_settings
 from cli.printing import Printer
@@ -108,16 +110,35 @@ def cp(
     printer.done(made, MODELS, f"copied {source} to {to}")
 
 
+def _take_off(invocation: Invocation, client: AdminClient, models: list[str], node: str) -> None:
+    for model in models:
+        name, number = split_version(model)
+        found = client.delete("models", name, "nodes", node, version=number)
+        kept = len(found.get("kept") or [])
+        rest = f"; {kept} of its files stay: another model there has them too" if kept else ""
+        amount = size(found.get("total_bytes"))
+        invocation.terminal.note(f"{amount} of {model} will be gone from {node} in a moment{rest}")
+
+
 def rm(
     ctx: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models, or versions as MODEL@vN.")],
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Delete the deployments and aliases that use them too.")
     ] = False,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", metavar="NODE", help="Delete nothing; take their files off this node alone."),
+    ] = None,
 ) -> None:
     """Delete models, or single versions of them; what is in use only with --force."""
     invocation: Invocation = ctx.obj
     client = reach.admin(invocation)
+    if node is not None:
+        if force:
+            raise Failure("request.usage", "--force deletes models, --node only takes files off a node")
+        _take_off(invocation, client, models, node)
+        return
     for model in models:
         name, number = split_version(model)
         path = ("models", name) if number is None else ("models", name, "versions", str(number))

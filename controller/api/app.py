@@ -11,6 +11,7 @@ from controller.api import (
     lives,
     members,
     models,
+    places,
     secrets,
     store,
     workloads,
@@ -30,6 +31,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     app.include_router(cluster.router(stage, metrics))
     app.include_router(models.router(stage))
     app.include_router(store.router(stage))
+    app.include_router(places.router(stage))
     app.include_router(lives.router(stage))
     app.include_router(blueprints.router(stage))
     app.include_router(workloads.router(stage))

@@ -74,6 +74,14 @@ class CopyBody(Body):
     resource_version: Expected = None
 
 
+class PlaceBody(Body):
+    """POST /models/{name}/copies: `version` null means the newest; `from` makes it a move off that node."""
+
+    to: Name
+    version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None
+    away_from: Annotated[Name | None, Field(alias="from")] = None
+
+
 class AliasBody(Body):
     """PUT /aliases/{name}: `model` may name a version, as `m@v2`."""
 

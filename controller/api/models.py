@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from controller.api import views
+from controller.api import places, views
 from controller.api.bodies import CopyBody, ExpectBody, PullBody
 from controller.api.expecting import IfMatch, expected
 from controller.api.stage import Parts, Stage
@@ -36,12 +36,16 @@ def router(stage: Stage) -> APIRouter:
         parts = stage.parts()
         async with parts.database.snapshot() as connection:
             rows = await parts.pulls.pulls(connection)
+            copies = await parts.copies.copies(connection)
             seen = await parts.seen(connection)
-        return {"items": [views.pull(row, seen) for row in rows]}
+        items = [*(views.pull(row, seen) for row in rows), *(places.copy(row, seen) for row in copies)]
+        return {"items": sorted(items, key=lambda item: str(item["created_at"]), reverse=True)}
 
     @routes.get("/pulls/{pull_id}")
     async def pull(pull_id: str) -> dict[str, Any]:
         parts = stage.parts()
+        if places.is_copy(pull_id):
+            return await places.shown(parts, pull_id)
         async with parts.database.snapshot() as connection:
             row = await parts.pulls.pull(connection, pull_id)
             seen = await parts.seen(connection)
@@ -50,6 +54,9 @@ def router(stage: Stage) -> APIRouter:
     @routes.delete("/pulls/{pull_id}")
     async def cancel_pull(pull_id: str) -> dict[str, Any]:
         parts = stage.parts()
+        if places.is_copy(pull_id):
+            await parts.copies.cancel(pull_id)
+            return await places.shown(parts, pull_id)
         row = await parts.pulls.cancel(pull_id)
         return views.pull(row, await parts.seen())
 

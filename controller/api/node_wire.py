@@ -408,4 +408,5 @@ def _file_want(order: FileOrder) -> pb.FileWant:
         is_cancelled=order.is_cancelled,
         path=order.path,
         formats=list(order.formats),
+        peers=[pb.Peer(node_id=peer.node_id, host=peer.host, port=peer.port) for peer in order.peers],
     )

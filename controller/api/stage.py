@@ -24,6 +24,7 @@ from controller.ledger.service import Ledger
 from controller.reconcile import picture as pictures
 from controller.reconcile.loop import ReconcileLoop
 from controller.registry.aliases import Aliases
+from controller.registry.copies import Copies
 from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
 from controller.registry.stages import Stages
@@ -47,6 +48,7 @@ class Parts:
     stages: Stages
     blueprints: Blueprints
     pulls: Pulls
+    copies: Copies
     stores: Stores
     deployments: Deployments
     engines: EngineInstallations

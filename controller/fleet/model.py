@@ -100,10 +100,20 @@ class Refuse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Peer:
+    """The data plane of a node that other nodes may get a file from."""
+
+    node_id: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileOrder:
     """One file that a node should bring; `want_id` is "" when it belongs to a replica, which gives it a `path`.
 
-    `formats` are what the engines that a pull is for eat, best first; empty: anything.
+    `formats` are what the engines that a pull is for eat, best first; empty: anything. `peers` are tried before
+    `source`; with neither the node waits, since another one brings the content first.
     """
 
     want_id: PullId
@@ -113,6 +123,7 @@ class FileOrder:
     is_cancelled: bool = False
     path: str = ""
     formats: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,3 +62,27 @@ ALTER TABLE controller.replica
     ADD COLUMN stuck jsonb NOT NULL DEFAULT '{}',
     ADD CHECK (move_to IS NULL OR is_leaving),
     ADD CHECK (stuck = '{}' OR is_leaving);
+
+CREATE TABLE controller.file_copy (
+    -- A version that an operator wants in a node's store; done when all of its files are there.
+    copy_id text PRIMARY KEY,
+    version_id text NOT NULL REFERENCES controller.version ON DELETE CASCADE,
+    node_id text NOT NULL REFERENCES controller.node ON DELETE CASCADE,
+    -- Of a move: whose store they leave afterwards.
+    from_node text REFERENCES controller.node ON DELETE SET NULL,
+    state text NOT NULL CHECK (state IN ('queued', 'done', 'failed', 'cancelled')),
+    code text NOT NULL DEFAULT '',
+    message text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    CHECK (from_node <> node_id),
+    -- As of a pull: an end exactly when it has ended, an error exactly when it failed.
+    CHECK ((finished_at IS NULL) = (state = 'queued')),
+    CHECK ((code <> '') = (state = 'failed'))
+);
+CREATE UNIQUE INDEX file_copy_active ON controller.file_copy (version_id, node_id) WHERE finished_at IS NULL;
+CREATE INDEX file_copy_by_age ON controller.file_copy (created_at);
+
+ALTER TABLE controller.file_removal
+    -- An operator wants the content off this node, though versions have it: another node holds it too.
+    ADD COLUMN is_asked boolean NOT NULL DEFAULT false;

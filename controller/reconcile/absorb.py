@@ -14,6 +14,7 @@ from controller.fleet.model import NodeNow, NodeRow
 from controller.leadership import Leadership
 from controller.reconcile.lifecycle import is_past_lease
 from controller.registry.adopted import AdoptedModels
+from controller.registry.copies import Copies
 from controller.registry.pulls import Pulls
 from core.events import Happening, Subject
 from core.ids import NodeId
@@ -32,6 +33,7 @@ class Absorb:
         leadership: Leadership,
         deployments: Deployments,
         pulls: Pulls,
+        copies: Copies,
         engines: EngineInstallations,
         adopted: AdoptedModels,
         events: EventLog[postgres.Connection],
@@ -41,6 +43,7 @@ class Absorb:
         self._leadership = leadership
         self._deployments = deployments
         self._pulls = pulls
+        self._copies = copies
         self._engines = engines
         self._adopted = adopted
         self._events = events
@@ -92,6 +95,7 @@ class Absorb:
                 if is_applied:
                     await self._engines.absorb(connection, node.node_id, node.observation.engines)
             await self._pulls.absorb(connection, node.node_id, node.observation.files)
+            await self._copies.absorb(connection, node.node_id, node.observation.files)
 
 
 async def _row(connection: postgres.Connection, node_id: NodeId) -> NodeRow | None:

@@ -6,8 +6,8 @@ digest of its content in its row, so that a restarted controller goes on countin
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from adapters import registry as engines
 from controller.deployments.model import Deployment, Replica
@@ -16,12 +16,14 @@ from controller.fleet.model import DesiredSet, EngineOrder, FileOrder, NodeNow, 
 from controller.fleet.service import Fleet
 from controller.leadership import Leadership
 from controller.reconcile.picture import Picture
+from controller.reconcile.sharing import Sharing, pinned, sharing
+from controller.registry import copies
+from controller.registry.model import Copy, File, Pull, StoredPlace
 from controller.registry.pulls import formats_of
 from controller.registry.stores import is_free
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
 from core.infra import postgres
-from core.sources import parse_source
-from core.states import Desired, PullState
+from core.states import Desired, NodeState, PullState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Orders:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def orders(node_id: NodeId, picture: Picture) -> Orders:
-    """Return what `node_id` should hold: pure, and the same for the same picture.
+def orders(node_id: NodeId, picture: Picture, shared: Sharing) -> Orders:
+    """Return what `node_id` should hold: pure, and the same for the same picture, of which `shared` was made.
 
     One that waits for its approval gets nothing: no engine, no file, no secret.
     """
@@ -48,25 +50,15 @@ def orders(node_id: NodeId, picture: Picture) -> Orders:
         return Orders(replicas=(), files=())
     deployments = {row.deployment_id: row for row in picture.deployments}
     replicas = [
-        _replica_order(row, deployments[row.deployment_id], picture)
+        _replica_order(row, deployments[row.deployment_id], picture, shared)
         for row in picture.replicas
         if row.node_id == node_id
     ]
-    files = [
-        FileOrder(
-            want_id=PullId(pull.pull_id),
-            source=pull.source,
-            sha256=parse_source(pull.source).file_sha256 or "",
-            size_bytes=0,
-            is_cancelled=pull.state == PullState.CANCELLED.value,
-            formats=formats(pull.engine, picture),
-        )
-        for pull in picture.pulls
-        if pull.node_id == node_id
-    ]
+    pulls = [_pull_order(pull, node_id, picture, shared) for pull in picture.pulls if pull.node_id == node_id]
+    copied = [order for copy in picture.copies if copy.node_id == node_id for order in _copied(copy, picture, shared)]
     return Orders(
         replicas=tuple(sorted(replicas, key=lambda one: one.replica_id)),
-        files=tuple(sorted(files, key=lambda one: one.want_id)),
+        files=tuple(sorted([*pulls, *copied], key=lambda one: one.want_id)),
         removed_files=_removed(node_id, picture),
         engines=tuple(
             EngineOrder(
@@ -80,6 +72,45 @@ def orders(node_id: NodeId, picture: Picture) -> Orders:
             if want.node_id == node_id
         ),
     )
+
+
+def _pull_order(pull: Pull, node_id: NodeId, picture: Picture, shared: Sharing) -> FileOrder:
+    digest = pinned(pull.source)
+    order = FileOrder(
+        want_id=PullId(pull.pull_id),
+        source=pull.source,
+        sha256=digest or "",
+        size_bytes=0,
+        is_cancelled=pull.state == PullState.CANCELLED.value,
+        formats=formats(pull.engine, picture),
+    )
+    return _by_way(order, node_id, shared) if digest and not order.is_cancelled else order
+
+
+def _copied(copy: Copy, picture: Picture, shared: Sharing) -> Iterator[FileOrder]:
+    """Yield what of a copy is not there yet, each content once."""
+    seen = set(picture.node_files.get(NodeId(copy.node_id), frozenset()))
+    for file in picture.files.get(copy.version_id, ()):
+        if file.sha256 not in seen:
+            seen.add(Sha256(file.sha256))
+            order = _file_order(file, copy.source)
+            order = replace(order, want_id=PullId(copies.want_id(copy.copy_id, file.position)))
+            yield _by_way(order, NodeId(copy.node_id), shared)
+
+
+def _file_order(file: File, source: str) -> FileOrder:
+    return FileOrder(
+        want_id=PullId(""),
+        source=file.source or source,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
+        path=file.path,
+    )
+
+
+def _by_way(order: FileOrder, node_id: NodeId, shared: Sharing) -> FileOrder:
+    way = shared.way(node_id, order.sha256)
+    return replace(order, peers=way.peers, source="" if way.is_awaited else order.source)
 
 
 def formats(engine: str, picture: Picture) -> tuple[str, ...]:
@@ -98,12 +129,31 @@ def _removed(node_id: NodeId, picture: Picture) -> tuple[Sha256, ...]:
         sorted(
             Sha256(place.sha256)
             for place in picture.stored
-            if place.node_id == node_id and place.is_leaving and is_free(place, picture.pulls)
+            if place.node_id == node_id and place.is_leaving and _may_go(place, picture)
         )
     )
 
 
-def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> ReplicaOrder:
+def _may_go(place: StoredPlace, picture: Picture) -> bool:
+    """Return whether a content may leave a store now.
+
+    1. An operator asked for it whoever has it: unless a replica or a copy here needs it, or no other node has it now.
+    2. Else when nothing needs it.
+    """
+    if not place.is_asked:
+        return is_free(place, picture.pulls)
+    needed = {row.version_id for row in picture.replicas if row.node_id == place.node_id}
+    needed |= {copy.version_id for copy in picture.copies if copy.node_id == place.node_id}
+    if any(file.sha256 == place.sha256 for version_id in needed for file in picture.files.get(version_id, ())):
+        return False
+    lost = {row.node_id for row in picture.nodes if row.state == NodeState.LOST.value}
+    return not place.versions or any(
+        other.sha256 == place.sha256 and other.node_id not in (place.node_id, *lost) and not other.is_leaving
+        for other in picture.stored
+    )
+
+
+def _replica_order(row: Replica, deployment: Deployment, picture: Picture, shared: Sharing) -> ReplicaOrder:
     files = picture.files.get(row.version_id, ())
     return ReplicaOrder(
         replica_id=ReplicaId(row.replica_id),
@@ -113,14 +163,7 @@ def _replica_order(row: Replica, deployment: Deployment, picture: Picture) -> Re
         engine_version=row.engine_version,
         settings=row.settings,
         files=tuple(
-            FileOrder(
-                want_id=PullId(""),
-                source=file.source or picture.sources[row.version_id],
-                sha256=file.sha256,
-                size_bytes=file.size_bytes,
-                path=file.path,
-            )
-            for file in files
+            _by_way(_file_order(file, picture.sources[row.version_id]), NodeId(row.node_id), shared) for file in files
         ),
         promises={DeviceId(device): int(count) for device, count in row.promises.items()},
         # A draining replica still runs; only the doors know the difference.
@@ -147,10 +190,11 @@ class Dispatch:
             LeadershipLostError: another controller reigns.
             Failure: `storage.unavailable`.
         """
+        shared = sharing(picture)
         for row in picture.nodes:
             node = live.get(NodeId(row.node_id))
             if node is not None and node.is_connected:
-                await self._send_one(row, node, orders(node.node_id, picture))
+                await self._send_one(row, node, orders(node.node_id, picture, shared))
 
     async def _send_one(self, row: NodeRow, node: NodeNow, wanted: Orders) -> None:
         generation, digest = row.generation, wanted.digest()

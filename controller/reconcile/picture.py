@@ -17,9 +17,9 @@ from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.identity import store as identity_store
 from controller.identity.model import ApiKey
-from controller.registry import alias_store, file_store
+from controller.registry import alias_store, copy_store, file_store
 from controller.registry import store as registry_store
-from controller.registry.model import Alias, File, Pull, StoredPlace
+from controller.registry.model import Alias, Copy, File, Pull, StoredPlace
 from controller.secrets import store as secret_store
 from controller.secrets.model import SealedSecret
 from core.devices import DeviceKind
@@ -44,6 +44,7 @@ class Picture:
     keys: tuple[ApiKey, ...]
     aliases: tuple[Alias, ...]
     stored: tuple[StoredPlace, ...] = ()
+    copies: tuple[Copy, ...] = ()
     engine_wants: tuple[EngineWant, ...] = ()
     engine_defaults: tuple[EngineDefault, ...] = ()
     secrets: tuple[SealedSecret, ...] = ()
@@ -75,6 +76,7 @@ async def read(connection: postgres.Connection) -> Picture:
         keys=tuple(await identity_store.all_keys(connection)),
         aliases=tuple(await alias_store.aliases(connection)),
         stored=tuple(stored),
+        copies=tuple(await copy_store.active(connection)),
         engine_wants=tuple(await engine_store.wants(connection)),
         engine_defaults=tuple(await engine_store.defaults(connection)),
         secrets=tuple(await secret_store.secrets(connection)),

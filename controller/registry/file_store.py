@@ -43,7 +43,7 @@ WITH owned AS (
      GROUP BY sha256
 )
 SELECT node_id, node.name AS node_name, sha256, size_bytes, used_at, removal.node_id IS NOT NULL AS is_leaving,
-       coalesce(versions, '{}') AS versions
+       coalesce(versions, '{}') AS versions, coalesce(removal.is_asked, false) AS is_asked
   FROM controller.node_file JOIN controller.node USING (node_id) LEFT JOIN owned USING (sha256)
        LEFT JOIN controller.file_removal AS removal USING (node_id, sha256)
  ORDER BY node_name, sha256
@@ -56,13 +56,21 @@ SELECT node_id, sha256 FROM controller.node_file
    AND NOT EXISTS (SELECT 1 FROM controller.file WHERE file.sha256 = node_file.sha256)
 ON CONFLICT DO NOTHING
 """
-# Done with: the node no longer reports it, or a version has come to need it.
+# Done with: the node no longer reports it, or a version has come to need it; where an operator asked for it whoever has
+# it, a replica or a copy on this node must have come to need it.
 _END_REMOVALS = """
 DELETE FROM controller.file_removal AS removal
  WHERE node_id = %(node_id)s
    AND (NOT EXISTS (SELECT 1 FROM controller.node_file
                      WHERE node_file.node_id = removal.node_id AND node_file.sha256 = removal.sha256)
-        OR EXISTS (SELECT 1 FROM controller.file WHERE file.sha256 = removal.sha256))
+        OR (NOT is_asked AND EXISTS (SELECT 1 FROM controller.file WHERE file.sha256 = removal.sha256))
+        OR (is_asked AND EXISTS (
+                SELECT 1 FROM controller.replica JOIN controller.file USING (version_id)
+                 WHERE replica.node_id = removal.node_id AND file.sha256 = removal.sha256))
+        OR (is_asked AND EXISTS (
+                SELECT 1 FROM controller.file_copy JOIN controller.file USING (version_id)
+                 WHERE file_copy.node_id = removal.node_id AND file.sha256 = removal.sha256
+                   AND file_copy.finished_at IS NULL)))
 """
 
 

@@ -71,7 +71,8 @@ class FilePlace:
 class StoredPlace:
     """One content in one node's store, with the versions that have it, as `smollm2@v1`.
 
-    `used_at` is when a replica last used it or when it was stored; `is_leaving` says that the node is to remove it.
+    `used_at` is when a replica last used it or when it was stored; `is_leaving` says that the node is to remove it, and
+    `is_asked` that an operator wants it off this node whoever has it.
     """
 
     node_id: str
@@ -81,6 +82,7 @@ class StoredPlace:
     used_at: datetime
     is_leaving: bool
     versions: Sequence[str]
+    is_asked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,45 @@ class Pull:
     hint: str
     created_at: datetime
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """Bringing the files of a version that is registered into one node's store; of a move, `from_node` is whose store
+    they leave when it is done.
+    """
+
+    copy_id: str
+    version_id: str
+    model: str
+    version: int
+    source: str
+    node_id: str
+    node_name: str
+    from_node: str | None
+    state: str
+    code: str
+    message: str
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """One content of a version as one node's store has it, or has it not (`is_here`); sizes in bytes.
+
+    `is_elsewhere`: another node that is not lost holds it and is not to remove it. `users` are deployments whose
+    replica on this node has it, `is_awaited` says that a copy brings it here, `sharers` are versions of other content
+    that are whole here.
+    """
+
+    sha256: str
+    size_bytes: int
+    is_here: bool
+    is_elsewhere: bool
+    users: Sequence[str]
+    is_awaited: bool
+    sharers: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,6 +203,14 @@ class Settings:
         1,
         30 * 86400,
     )
+    peer_bandwidth_bytes_per_s: int = _setting(
+        0,
+        "Most that a node gives to other nodes that copy model files from it; 0 is no bound.",
+        "bytes per second",
+        "No bound: the network between a cluster's machines is mostly its own, and a model is wanted soon.",
+        0,
+        1024**4,
+    )
     container_pull: str = _setting(
         "never",
         "Whether a node may pull the image of a container that it does not have: `never` or `missing`.",

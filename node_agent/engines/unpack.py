@@ -26,6 +26,7 @@ from core.sources import ModelSource, SourceKind, parse_source
 from core.units import GIB, text_from_bytes
 from node_agent.files.halt import Halt
 from node_agent.files.http_get import Bounds, HttpGet, Interrupted
+from node_agent.files.lines import PublicLines
 from node_agent.files.reach import Origin, Reach, origins_from_text
 from node_agent.files.store import CHUNK_BYTES, disk_errors, require_digest, require_space
 
@@ -135,7 +136,9 @@ def _local(source: ModelSource) -> Iterator[_Opened]:
 def _remote(source: ModelSource, trusted: Iterable[Origin]) -> Iterator[_Opened]:
     reach = Reach(trusted=trusted)
     environment = os.environ  # noqa: TID251 - a child's own, chosen by its parent
-    http = HttpGet(reach=reach, environment=environment, bounds=Bounds(), monotonic=time.monotonic)
+    bounds = Bounds()
+    lines = PublicLines(reach=reach, environment=environment, bounds=bounds)
+    http = HttpGet(lines=lines, bounds=bounds, monotonic=time.monotonic)
     try:
         with http.open(reach.url_of(source.host, source.path), {}, Halt()) as answer:
             yield answer.chunks(), answer.length or 0

@@ -11,10 +11,11 @@ import hashlib
 import shutil
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from core.errors import Failure
 from core.ids import Sha256
@@ -27,6 +28,7 @@ from node_agent.files.hub import Hub
 from node_agent.files.job import Job
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.ollama import OllamaRegistry
+from node_agent.files.peers import Peers
 from node_agent.files.reach import Reach
 from node_agent.files.store import Cancelled, FileStore, StoredFile, StoredVersion, require_digest
 from node_agent.files.transfer import Remote, Watch
@@ -49,6 +51,7 @@ class Places:
     ollama: OllamaRegistry
     downloader: Downloader
     reach: Reach
+    peers: Peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +91,12 @@ class Arrivals:
         """
         await asyncio.to_thread(cluster.make_private_dir, self._places.downloads)
         try:
-            version = await self._version(order, job, await self._manifest(order, source))
+            version = await self._some_way(order, source, job)
         except Failure as failure:
             # A bad file must not be found again by the next try; what came over a line that broke must.
             is_kept = source.kind is not SourceKind.PYPI and failure.code in ("source.unreachable", "disk.full")
             if not is_kept:
-                await self.drop(order)
+                await self.drop(order, keeps_peers=True)
             raise
         for text in {source.text, version.resolved_source}:
             if parse_source(text).is_pinned:
@@ -101,9 +104,11 @@ class Arrivals:
         await self.drop(order)
         return version
 
-    async def drop(self, order: FileOrder) -> None:
-        """Remove what has come of an order and is not in the store."""
-        await asyncio.to_thread(shutil.rmtree, self.directory_of(order), ignore_errors=True)
+    async def drop(self, order: FileOrder, *, keeps_peers: bool = False) -> None:
+        """Remove what has come of an order and is not in the store; not what peers brought if that `keeps_peers`."""
+        directory = self.directory_of(order)
+        kept = _partial_name(order.sha256) if keeps_peers and order.peers else ""
+        await asyncio.to_thread(_emptied, directory, kept)
 
     def sweep(self, now_s: float) -> None:
         """Remove what interrupted pulls left more than a week ago, and at once what cannot be gone on with. Blocks."""
@@ -115,6 +120,26 @@ class Arrivals:
             with contextlib.suppress(OSError):
                 if now_s - directory.stat().st_mtime > _KEPT_S:
                     shutil.rmtree(directory, ignore_errors=True)
+
+    async def _some_way(self, order: FileOrder, source: ModelSource, job: Job) -> StoredVersion:
+        """Bring it from other nodes, and from its source when they cannot; what they began is gone on with there."""
+        if not (order.peers and order.sha256):
+            return await self._version(order, job, await self._manifest(order, source))
+        try:
+            return await self._version(order, job, _of_peers(order, source))
+        except Failure as failure:
+            if failure.code == "disk.full":
+                raise
+            by_peers = failure
+        job.promise.release()
+        job.forget()
+        try:
+            return await self._version(order, job, await self._manifest(order, source))
+        except Failure as failure:
+            if failure.code == "disk.full":
+                raise
+            message = f"{failure.message}; before that, {by_peers.message}"
+            raise Failure(failure.code, message, hint=failure.hint) from failure
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -180,7 +205,7 @@ class Arrivals:
         return [found[item.path] for item in manifest.items]
 
     def _still_to_write(self, item: Item, size: int, directory: Path) -> int:
-        if item.remote is not None:
+        if item.remote is not None or item.peers:
             return max(0, size - partial.kept_bytes(_partial_of(directory, item)))
         if item.local is not None and local.needs_room(item.local, self._places.downloads):
             return size
@@ -215,8 +240,8 @@ class Arrivals:
         return StoredVersion(parts=parts, resolved_source=resolved, facts=facts)
 
     async def _facts(self, order: FileOrder, arrived: list[_Arrived]) -> HeaderFacts:
-        if not order.want_id and order.sha256:
-            # A replica's file: the registry knows its facts since they were read where it was pulled.
+        if order.is_one_file:
+            # The registry knows its facts since they were read where it was pulled.
             return HeaderFacts(facts_json="", chat_template_sha256="")
         return await read_version_facts({one.item.path: one.path for one in arrived}, self._children)
 
@@ -243,8 +268,13 @@ class Arrivals:
     async def _brought(self, item: Item, job: Job, directory: Path) -> _Arrived:
         # In the job's own directory: another job may write the same source at the same time.
         place = _partial_of(directory, item)
-        if item.remote is not None:
-            digest = await self._downloaded(item, item.remote, job, place)
+        if item.peers:
+            remote = Remote(name=item.path, url="", size_bytes=item.size_bytes, sha256=item.sha256)
+            watch = self._watch_of(item, job)
+            digest = await self._followed(self._places.peers.fetch(item.peers, remote, place, watch))
+        elif item.remote is not None:
+            watch = self._watch_of(item, job)
+            digest = await self._followed(self._places.downloader.fetch(item.remote, place, watch))
         elif item.local is not None:
             digest = await self._copied(item, item.local, job, place)
         else:
@@ -257,17 +287,19 @@ class Arrivals:
         job.promise.wrote(item.path, 0)
         return _Arrived(item=item, sha256=digest, path=place, size_bytes=size, is_new=True)
 
-    async def _downloaded(self, item: Item, remote: Remote, job: Job, place: Path) -> Sha256:
+    def _watch_of(self, item: Item, job: Job) -> Watch:
         def told(done: int, total: int) -> None:
             job.told(item.path, done, total)
             job.promise.wrote(item.path, max(0, total - done))
 
-        watch = Watch(
+        return Watch(
             admit=lambda more: job.promise.ask({item.path: more}),
             told=told,
             look=lambda head: kinds.require_head(item.path, head, None),
         )
-        running = asyncio.ensure_future(self._places.downloader.fetch(remote, place, watch))
+
+    async def _followed(self, work: Coroutine[Any, Any, Sha256]) -> Sha256:
+        running = asyncio.ensure_future(work)
         try:
             return await self._told_until(running)
         finally:
@@ -324,7 +356,33 @@ class Arrivals:
 
 
 def _partial_of(directory: Path, item: Item) -> Path:
-    return directory / f"{hashlib.sha256(item.source.encode()).hexdigest()[:16]}.partial"
+    # By its content where that is known: another way to the same bytes goes on with what has come.
+    return directory / _partial_name(item.sha256 or item.source)
+
+
+def _partial_name(what: str) -> str:
+    return f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.partial"
+
+
+def _emptied(directory: Path, kept: str) -> None:
+    """Remove a directory of downloads but for the partial file `kept` and its note, "" keeps nothing. Blocks."""
+    if not kept or not (directory / kept).exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        return
+    for path in directory.iterdir():
+        if path not in (directory / kept, partial.note_of(directory / kept)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _of_peers(order: FileOrder, source: ModelSource) -> Manifest:
+    item = Item(
+        path=order.path or source.file_name,
+        source=source.text,
+        size_bytes=order.size_bytes or None,
+        sha256=order.sha256,
+        peers=order.peers,
+    )
+    return Manifest(items=(item,), resolved=source.text)
 
 
 def _with_order(item: Item, order: FileOrder) -> Item:

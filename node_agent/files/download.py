@@ -36,8 +36,17 @@ T = TypeVar("T")
 class Downloader:
     """Owns the threads; `fetch` may run many times at once."""
 
-    def __init__(self, *, http: HttpGet, monotonic: Callable[[], float], log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        http: HttpGet,
+        monotonic: Callable[[], float],
+        log: Log,
+        drops_after: frozenset[str] | None = None,
+    ) -> None:
+        """`drops_after` are the failures after which what has come is worth nothing; None: all but a broken line's."""
         self._http = http
+        self._drops_after = drops_after
         self._monotonic = monotonic
         self._log = log
         self._pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="download")
@@ -56,7 +65,7 @@ class Downloader:
             finally:
                 await _to_the_end(work.end)
         except Failure as failure:
-            if work.done_bytes == 0 or failure.code not in _GONE_ON_WITH:
+            if work.done_bytes == 0 or self._is_worthless(failure):
                 await _to_the_end(lambda: discard(path))
             raise
 
@@ -72,6 +81,11 @@ class Downloader:
     def close(self) -> None:
         """Let the threads go; they end with what they are doing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_worthless(self, failure: Failure) -> bool:
+        if self._drops_after is not None:
+            return failure.code in self._drops_after
+        return failure.code not in _GONE_ON_WITH
 
     async def _brought(self, work: Transfer) -> Sha256:
         for _ in range(_RESTARTS):

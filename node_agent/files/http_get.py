@@ -1,25 +1,24 @@
-"""One GET in a thread: checked addresses, bounded redirects, credentials for one origin alone, every wait bounded.
+"""One GET in a thread: bounded redirects, credentials for one origin alone, every wait bounded.
 
 Comes in: a URL. Goes out: an `Answer` whose body is read chunk by chunk, so that the disk's pace holds the sender back.
 Called by `node_agent.files.download` and `node_agent.files.ollama`. Plain `http.client`: the node agent's interpreter
-stays small. A proxy of the environment is asked by CONNECT for https; it resolves names itself, by the operator's
-policy, and what we can resolve is checked before.
+stays small. Where connections lead is decided by its `Lines`: the public network's (`node_agent.files.lines`), or those
+to other nodes (`node_agent.files.peers`).
 """
 
-import base64
 import contextlib
 import http.client
-import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from typing import Protocol
+from urllib.parse import urljoin, urlsplit
 
 from core.errors import Failure
 from node_agent.files.halt import Halt, cut
-from node_agent.files.reach import Origin, Reach, origin_of
+from node_agent.files.reach import Origin, origin_of
 from node_agent.files.store import Cancelled
 
 CHUNK_BYTES = 256 * 1024
@@ -27,7 +26,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_PAUSE_S = 60.0
 _USER_AGENT = "slice-node-agent"
-_PROXY_HEAD_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +113,32 @@ class Answer:
                 heard += len(chunk)
                 if (now := self._monotonic()) - since >= self._bounds.slow_s:
                     if heard < self._bounds.slow_bytes:
-                        raise Interrupted(_unreachable(f"{self._host} sends too slowly"))
+                        raise Interrupted(unreachable(f"{self._host} sends too slowly"))
                     since, heard = now, 0
         if self._halt.is_set():
             raise Cancelled
 
 
-class HttpGet:
-    """Makes requests; `environment` is the installers' (proxies, certificates)."""
+class Lines(Protocol):
+    """Makes connections, to what may be connected to."""
 
-    def __init__(
-        self, *, reach: Reach, environment: Mapping[str, str], bounds: Bounds, monotonic: Callable[[], float]
-    ) -> None:
+    def line(self, origin: Origin, halt: Halt, stack: contextlib.ExitStack) -> socket.socket:
+        """Return a connection to `origin` that was lent to `halt`; `stack` closes it. Blocks.
+
+        Raises:
+            Failure: `source.not_allowed`, `source.unreachable`.
+            Interrupted, OSError: another try may work.
+            Cancelled: the halt was set.
+        """
+
+
+class HttpGet:
+    """Makes requests over `lines`."""
+
+    def __init__(self, *, lines: Lines, bounds: Bounds, monotonic: Callable[[], float]) -> None:
         self.bounds = bounds
-        self._reach = reach
-        self._environment = environment
+        self._lines = lines
         self._monotonic = monotonic
-        self._context: ssl.SSLContext | None = None
 
     @contextlib.contextmanager
     def open(self, url: str, headers: Mapping[str, str], halt: Halt, token: Token | None = None) -> Iterator[Answer]:
@@ -154,7 +161,7 @@ class HttpGet:
                     yield Answer(response, origin.host, self.bounds, halt, self._monotonic)
                     return
                 url = urljoin(url, response.headers.get("location", ""))
-        raise _unreachable(f"{start.host} redirects more than {self.bounds.redirects} times")
+        raise unreachable(f"{start.host} redirects more than {self.bounds.redirects} times")
 
     @contextlib.contextmanager
     def _asked(
@@ -167,91 +174,14 @@ class HttpGet:
             connection.default_port = 443 if origin.scheme == "https" else 80
             stack.callback(connection.close)
             with _told(origin.host, halt):
-                line = self._line(origin, halt, stack)
+                line = self._lines.line(origin, halt, stack)
                 connection.sock = line
-                with _deadline(line, self.bounds.answer_s):
+                with deadline(line, self.bounds.answer_s):
                     connection.request("GET", target, headers={"user-agent": _USER_AGENT, **_IDENTITY, **headers})
                     response = connection.getresponse()
             stack.callback(response.close)
             line.settimeout(self.bounds.silence_s)
             yield response
-
-    # -- the line -------------------------------------------------------------------------------------------------
-
-    def _line(self, origin: Origin, halt: Halt, stack: contextlib.ExitStack) -> socket.socket:
-        proxy = self._proxy_of(origin)
-        if proxy is None:
-            line = self._connected(self._reach.addresses(origin), origin.port, origin.host, halt, stack)
-        else:
-            self._reach.require_by_name(origin)
-            line = self._through(proxy, origin, halt, stack)
-        if origin.scheme == "http":
-            return line
-        tls = self._tls().wrap_socket(line, server_hostname=origin.host, do_handshake_on_connect=False)
-        stack.enter_context(halt.lent(tls))
-        stack.callback(tls.close)
-        with _deadline(tls, self.bounds.answer_s):
-            tls.do_handshake()
-        return tls
-
-    def _connected(
-        self, addresses: Sequence[str], port: int, host: str, halt: Halt, stack: contextlib.ExitStack
-    ) -> socket.socket:
-        for address in addresses:
-            line = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            stack.callback(line.close)
-            stack.enter_context(halt.lent(line))
-            line.settimeout(self.bounds.connect_s)
-            with contextlib.suppress(OSError):
-                line.connect((address, port))
-                line.settimeout(self.bounds.silence_s)
-                return line
-            if halt.is_set():
-                raise Cancelled
-        raise Interrupted(_unreachable(f"{host} does not answer"))
-
-    def _proxy_of(self, origin: Origin) -> SplitResult | None:
-        if origin.scheme != "https" or self._reach.is_trusted(origin):
-            return None
-        names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-        text = next((self._environment[name] for name in names if self._environment.get(name)), "")
-        spared = self._environment.get("no_proxy") or self._environment.get("NO_PROXY") or ""
-        if not text or is_spared(origin.host, spared):
-            return None
-        proxy = urlsplit(text if "://" in text else f"http://{text}")
-        if proxy.scheme != "http" or not proxy.hostname:
-            raise _unreachable("the proxy of the environment is none that is spoken to by plain HTTP")
-        return proxy
-
-    def _through(self, proxy: SplitResult, origin: Origin, halt: Halt, stack: contextlib.ExitStack) -> socket.socket:
-        host, port = proxy.hostname or "", proxy.port or 80
-        addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        line = self._connected(addresses, port, host, halt, stack)
-        place = f"{origin.host}:{origin.port}"
-        lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
-        if proxy.username:
-            secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-            lines.append(f"Proxy-Authorization: Basic {base64.b64encode(secret.encode()).decode()}")
-        with _deadline(line, self.bounds.answer_s):
-            line.sendall("\r\n".join([*lines, "", ""]).encode())
-            head = b""
-            # Byte by byte: what follows the head belongs to the one behind the proxy.
-            while not head.endswith(b"\r\n\r\n") and len(head) < _PROXY_HEAD_BYTES and (byte := line.recv(1)):
-                head += byte
-        if head.split(b" ")[1:2] != [b"200"]:
-            raise Interrupted(_unreachable(f"the proxy {host} does not lead to {origin.host}"))
-        return line
-
-    def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
-            places = [self._environment.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-            bundle = next((place for place in places if place and os.path.isfile(place)), None)
-            folder = self._environment.get("SSL_CERT_DIR")
-            try:
-                self._context = ssl.create_default_context(cafile=bundle, capath=folder if bundle is None else None)
-            except OSError:
-                raise _unreachable(f"the certificates of {bundle or folder} cannot be read") from None
-        return self._context
 
 
 _IDENTITY = {"accept-encoding": "identity"}  # sizes, ranges and digests are those of the file itself
@@ -271,7 +201,7 @@ def _require_good(response: http.client.HTTPResponse, origin: Origin, *, is_star
             f"{host} does not give this file without credentials",
             hint="accept the model's terms there and name a file (mode 0600) with a token in hf_token_file",
         )
-    failure = _unreachable(f"{host} answers with status {status}")
+    failure = unreachable(f"{host} answers with status {status}")
     # What a redirect leads to was signed for a short time: the next try is sent to a fresh address.
     if status in _LATER or status in (401, 403):
         pause = response.headers.get("retry-after", "")
@@ -279,14 +209,8 @@ def _require_good(response: http.client.HTTPResponse, origin: Origin, *, is_star
     raise failure
 
 
-def is_spared(host: str, spared: str) -> bool:
-    """Return whether `no_proxy` spares a host: its name, a domain above it, or `*`; ports in it are not looked at."""
-    words = (word.strip().lower().partition(":")[0].lstrip(".") for word in spared.split(","))
-    return any(word and (word == "*" or host == word or host.endswith(f".{word}")) for word in words)
-
-
 @contextlib.contextmanager
-def _deadline(line: socket.socket, seconds: float) -> Iterator[None]:
+def deadline(line: socket.socket, seconds: float) -> Iterator[None]:
     """Cut the line when the block takes longer: a timeout of the socket starts anew with every byte that drips in."""
     timer = threading.Timer(seconds, cut, (line,))
     timer.daemon = True
@@ -311,8 +235,9 @@ def _told(host: str, halt: Halt) -> Iterator[None]:
     except (OSError, http.client.HTTPException, ValueError):
         if halt.is_set():
             raise Cancelled from None
-        raise Interrupted(_unreachable(f"the connection to {host} broke off or went silent")) from None
+        raise Interrupted(unreachable(f"the connection to {host} broke off or went silent")) from None
 
 
-def _unreachable(what: str) -> Failure:
+def unreachable(what: str) -> Failure:
+    """Return the failure of a place that cannot be reached now."""
     return Failure("source.unreachable", what, hint="check the network, then pull again: it goes on where it was")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from core.sources import ModelSource
 from node_agent.files.transfer import Remote
+from node_agent.files.wants import Peer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One file: `path` in its version, bytes and digest if known beforehand (None, ""), and one of three ways to it.
+    """One file: `path` in its version, bytes and digest if known beforehand (None, ""), and one of four ways to it.
 
     `source` names this file alone; its digest is added when it is known.
     """
@@ -24,6 +25,7 @@ class Item:
     remote: Remote | None = None
     local: Path | None = None
     wheel: ModelSource | None = None
+    peers: tuple[Peer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,15 @@ _ROOM_FOR_NOTE_BYTES = 64 * 1024
 class Partial:
     """Owns the open file at `path` and `<path>.json`."""
 
-    def __init__(self, path: Path, *, identity: str, is_verifiable: bool, monotonic: Callable[[], float]) -> None:
-        """Open or begin; `identity` says which bytes these are to be, a note of others is dropped. Blocks."""
+    def __init__(
+        self, path: Path, *, identity: str, is_verifiable: bool, server: str, monotonic: Callable[[], float]
+    ) -> None:
+        """Open or begin; `identity` says which bytes these are to be, a note of others is dropped. Blocks.
+
+        `server` brings them now: a validator that another one gave says nothing to it.
+        """
         self.path = path
+        self._server = server
         self.size: int | None = None
         self.validator = ""
         self.had: tuple[Range, ...] = ()
@@ -116,6 +122,7 @@ class Partial:
             "boot_id": killing.boot_id(),
             "size": self.size,
             "validator": self.validator,
+            "server": self._server,
             "had": self.had,
         }
         cluster.write_private(self._note, json.dumps(values))
@@ -132,7 +139,8 @@ class Partial:
         except (OSError, ValueError, KeyError, TypeError):
             return
         if not had or (had[0][0] >= 0 and had[-1][1] <= length and (size is None or had[-1][1] <= size)):
-            self.had, self.size, self.validator = had, size, str(values["validator"])
+            self.had, self.size = had, size
+            self.validator = str(values["validator"]) if values.get("server", self._server) == self._server else ""
 
 
 def note_of(path: Path) -> Path:

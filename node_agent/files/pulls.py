@@ -7,7 +7,7 @@ fit on the disk waits until it does.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from core.clock import Clock
@@ -22,6 +22,7 @@ from node_agent.files.job import Job
 from node_agent.files.room import Patience, Room
 from node_agent.files.store import Cancelled, FileStore, StoredFile, StoredVersion, disk_errors, require_digest
 from node_agent.files.wants import FileOrder, FileProgress
+from node_agent.files.ways import Ways
 
 _JOBS_AT_ONCE = 2  # more share one network line and disk without being faster
 
@@ -53,6 +54,7 @@ class Pulls:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stored: dict[str, StoredFile] = {}
         self._is_leaving = False
+        self._ways = Ways()
         self._slots = asyncio.Semaphore(_JOBS_AT_ONCE)
 
     # -- pulls: what the controller asks for and watches ----------------------------------------------------------
@@ -71,6 +73,10 @@ class Pulls:
                 self._pulls[want_id] = FileProgress(want_id=want_id, state=PullState.QUEUED)
                 self._tasks[want_id] = self._guard.brief(f"pull {want_id}", self._pull(order))
         self._changed()
+
+    def know(self, orders: Iterable[FileOrder]) -> None:
+        """Take every file that anybody here wants, with the ways to it of now."""
+        self._ways.take(orders)
 
     def leave(self) -> None:
         """Say that the node agent ends: what is on its way stays where it is, for the next one to go on with."""
@@ -93,6 +99,8 @@ class Pulls:
     def _live(self, progress: FileProgress) -> FileProgress:
         order = self._orders.get(progress.want_id)
         job = self._jobs.get(order.key) if order else None
+        if progress.state is PullState.QUEUED and order is not None and order.is_awaited:
+            return replace(progress, message="another node brings it first")
         if job is None or progress.state is not PullState.QUEUED:
             return progress
         state = PullState.RUNNING if job.has_begun else PullState.QUEUED
@@ -101,7 +109,7 @@ class Pulls:
 
     async def _pull(self, order: FileOrder) -> None:
         try:
-            outcome = _done(order.want_id, await self._version(order))
+            outcome = await (self._one_file(order) if order.is_one_file else self._whole_version(order))
         except Failure as failure:
             outcome = FileProgress(
                 want_id=order.want_id, state=PullState.FAILED, code=failure.code, message=str(failure)
@@ -109,6 +117,26 @@ class Pulls:
         self._pulls[order.want_id] = outcome
         self._drop(order.want_id)
         self._changed()
+
+    async def _whole_version(self, order: FileOrder) -> FileProgress:
+        return _done(order.want_id, await self._version(await self._usable(order)))
+
+    async def _one_file(self, order: FileOrder) -> FileProgress:
+        stored = await self.ensure(order)
+        return FileProgress(
+            want_id=order.want_id,
+            state=PullState.DONE,
+            bytes_done=stored.size_bytes,
+            bytes_total=stored.size_bytes,
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+        )
+
+    async def _usable(self, order: FileOrder) -> FileOrder:
+        usable = await self._ways.usable(order)
+        if order.want_id in self._orders:
+            self._orders[order.want_id] = usable
+        return usable
 
     def _cancelled(self, want_id: str) -> None:
         before = self._pulls.get(want_id)
@@ -128,14 +156,15 @@ class Pulls:
     # -- one version or file ------------------------------------------------------------------------------------------
 
     async def ensure(self, order: FileOrder) -> StoredFile:
-        """Return the stored file of a replica's `order`, fetched if need be, and note that it is used.
+        """Return the stored file of an `order` for one file, fetched if need be, and note that it is used.
 
         Raises:
-            Failure: why it cannot be had; `disk.full` at once when there is no room now.
+            Failure: why it cannot be had; `disk.full` at once when there is no room now and a replica waits for it.
         """
         if order.sha256 and (stored := await asyncio.to_thread(self._store.touch, Sha256(order.sha256))) is not None:
             self._stored[stored.sha256] = stored
             return stored
+        order = await self._usable(order)
         if not order.source:
             raise Failure("source.invalid", f"file {order.sha256[:12]} is not on this node and has no source")
         version = await self._version(order)

@@ -38,6 +38,11 @@ class Remote:
     git_sha1: str = ""
     token: Token | None = None
 
+    @property
+    def server(self) -> str:
+        """Whose validators are comparable: scheme, host and port of the URL."""
+        return "/".join(self.url.split("/", 3)[:3])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
@@ -74,6 +79,7 @@ class Transfer:
             path,
             identity=remote.sha256 or remote.git_sha1 or remote.url,
             is_verifiable=bool(remote.sha256 or remote.git_sha1),
+            server=remote.server,
             monotonic=self._monotonic,
         )
         if remote.size_bytes is not None and self.partial.size != remote.size_bytes:

@@ -12,13 +12,15 @@ from core.clock import Clock
 from core.infra import cluster
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
-from node_agent.files import reach
+from node_agent.files import peers, reach
 from node_agent.files.arrivals import Arrivals, Places
 from node_agent.files.download import Downloader
 from node_agent.files.http_get import Bounds, HttpGet
 from node_agent.files.hub import Hub
+from node_agent.files.lines import PublicLines
 from node_agent.files.ollama import OllamaRegistry
 from node_agent.files.origins import SourceOrigins
+from node_agent.files.peers import Peers
 from node_agent.files.pulls import Pulls
 from node_agent.files.pypi import PypiFetcher
 from node_agent.files.reach import Reach
@@ -35,6 +37,7 @@ class Outside:
     free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
     look_s: float = 2.0
     bounds: Bounds = field(default_factory=Bounds)
+    peer_bounds: Bounds = peers.BOUNDS
 
 
 def wired(
@@ -48,9 +51,10 @@ def wired(
     clock: Clock,
     log: Log,
     changed: Callable[[], None],
+    tls_dir: Path | None = None,
     outside: Outside | None = None,
 ) -> tuple[FileStore, Pulls]:
-    """Return the node's store and its pulls, whose files lie below `data_dir`.
+    """Return the node's store and its pulls, whose files lie below `data_dir`; `tls_dir` is its certificate's.
 
     Raises:
         Failure: `settings.invalid` for hosts that cannot be read, `cluster.data_dir_unusable`.
@@ -61,7 +65,8 @@ def wired(
     cluster.make_private_dir(scratch)
     store = FileStore(data_dir / "store")
     ways = Reach(trusted=origins.trusted(), resolve=world.resolve)
-    http = HttpGet(reach=ways, environment=environment, bounds=world.bounds, monotonic=clock.monotonic)
+    lines = PublicLines(reach=ways, environment=environment, bounds=world.bounds)
+    http = HttpGet(lines=lines, bounds=world.bounds, monotonic=clock.monotonic)
     downloader = Downloader(http=http, monotonic=clock.monotonic, log=log)
     places = Places(
         downloads=downloads,
@@ -70,6 +75,7 @@ def wired(
         ollama=OllamaRegistry(origins=origins, reach=ways, downloader=downloader),
         downloader=downloader,
         reach=ways,
+        peers=Peers(tls_dir=tls_dir, monotonic=clock.monotonic, log=log, bounds=world.peer_bounds),
     )
     pulls = Pulls(
         store=store,

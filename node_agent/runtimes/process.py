@@ -18,7 +18,7 @@ from core.infra.processes import ProcessMark
 from core.states import ReplicaState
 from node_agent import launching, lifecycle, logs, measure, probe, shim_client
 from node_agent.engines import Installed
-from node_agent.files.wants import FileOrder
+from node_agent.files.wants import order_of
 from node_agent.launching import Prepared, Started
 from node_agent.memory import MemoryWatch
 from node_agent.ports import HOST
@@ -119,8 +119,7 @@ class ProcessEngine:
         """
         files = []
         for want in self._want.files:
-            order = FileOrder(source=want.source, sha256=want.sha256, size_bytes=want.size_bytes, path=want.path)
-            stored = await self._around.pulls.ensure(order)
+            stored = await self._around.pulls.ensure(order_of(want))
             files.append(self._model_file(want.path, stored.sha256, stored.size_bytes))
         self._files = tuple(files)
 

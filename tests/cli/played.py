@@ -40,6 +40,8 @@ class PlayedCluster:
         self.keys: list[Any] = [things.key()]
         self.events: list[Any] = []
         self.stored: list[Any] = []
+        self.places: list[Any] = []
+        self.kept: list[Any] = []
         self.template = "{{ messages }}"
         self.catalog = [
             {"name": "smollm2", "source": "pypi:x", "description": "A small model.", "size_bytes": 98362432}
@@ -168,6 +170,14 @@ class PlayedCluster:
             return 200, {**found, "findings": self.models[rest[0]]["versions"][0].get("template_findings", [])}
         if rest[1:2] == ["versions"]:
             return self._versions(method, rest, query, body)
+        if rest[1:2] == ["where"]:
+            return 200, {"items": self.places}
+        if rest[1:2] == ["nodes"]:
+            return 202, {"node": rest[2], "items": [{}], "total_bytes": 1024**2, "kept": self.kept}
+        if rest[1:2] == ["copies"]:
+            state = "queued" if self.pull_steps else "done"
+            self.pull = {"id": "cpy_1", "model": rest[0], "version": 1, "node": body["to"], "state": state}
+            return 202, {**self.pull, "from": body["from"], "bytes_total": 1024**2, "bytes_done": 0, "error": None}
         if method == "POST":
             self.models[body["to"]] = {**self.models[rest[0]], "name": body["to"]}
             return 201, self.models[body["to"]]

@@ -29,9 +29,14 @@ def sha256(data: bytes) -> str:
 
 def safetensors_bytes(name: str = "w", count: int = 16) -> bytes:
     """Return a valid safetensors file with one tensor of `count` bytes."""
+    return safetensors_header(name, count) + bytes(index % 251 for index in range(count))
+
+
+def safetensors_header(name: str, count: int) -> bytes:
+    """Return what stands before the bytes of one tensor of `count` bytes."""
     header = json.dumps({name: {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + bytes(index % 251 for index in range(count))
+    return len(header).to_bytes(8, "little") + header
 
 
 class Bench:
@@ -58,6 +63,7 @@ class Bench:
             log=log,
             changed=self._changed,
             outside=more.get("outside", wiring.Outside(look_s=0.05, bounds=QUICK)),
+            tls_dir=more.get("tls_dir"),
         )
 
     def _changed(self) -> None:

@@ -17,6 +17,7 @@ from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from node_agent.files.download import Downloader
 from node_agent.files.http_get import Bounds, HttpGet, Token
+from node_agent.files.lines import PublicLines
 from node_agent.files.reach import Origin, Reach, origin_of
 from node_agent.files.transfer import Remote, Watch
 from tests.fakes import web
@@ -33,7 +34,8 @@ class Line:
 
     def __init__(self, trusted: list[Origin], bounds: Bounds = QUICK) -> None:
         clock = SystemClock()
-        http = HttpGet(reach=Reach(trusted=trusted), environment={}, bounds=bounds, monotonic=clock.monotonic)
+        lines = PublicLines(reach=Reach(trusted=trusted), environment={}, bounds=bounds)
+        http = HttpGet(lines=lines, bounds=bounds, monotonic=clock.monotonic)
         self.downloader = Downloader(http=http, monotonic=clock.monotonic, log=Log("test", clock, io.StringIO()))
         self.done = 0
         self.admitted: list[int] = []

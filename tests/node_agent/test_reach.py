@@ -21,7 +21,8 @@ from core.errors import Failure
 from core.infra.clock import SystemClock
 from core.infra.logs import Log
 from node_agent.files.download import Downloader
-from node_agent.files.http_get import HttpGet, is_spared
+from node_agent.files.http_get import HttpGet
+from node_agent.files.lines import PublicLines, is_spared
 from node_agent.files.reach import Origin, Reach, is_public, origin_of, origins_from_text
 from node_agent.files.transfer import Remote, Watch
 from tests.fakes import web
@@ -153,7 +154,8 @@ def secure_site(directory: Path, name: str) -> Iterator[tuple[web.Site, Path]]:
 
 async def fetched(reach: Reach, url: str, place: Path, environment: dict[str, str]) -> str:
     clock = SystemClock()
-    http = HttpGet(reach=reach, environment=environment, bounds=QUICK, monotonic=clock.monotonic)
+    lines = PublicLines(reach=reach, environment=environment, bounds=QUICK)
+    http = HttpGet(lines=lines, bounds=QUICK, monotonic=clock.monotonic)
     downloader = Downloader(http=http, monotonic=clock.monotonic, log=Log("test", clock, io.StringIO()))
     watch = Watch(admit=lambda more: None, told=lambda done, total: None, look=lambda head: None)
     try:
