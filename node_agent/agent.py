@@ -224,7 +224,15 @@ async def _serve(
     )
     if config.cluster_id and config.tls_dir is not None:
         own = Identity(cluster_id=config.cluster_id, role=Role.NODE, name=facts.node_id)
-        renewal = Renewal(identity=own, tls_dir=config.tls_dir, way=way, clock=clock, chance=chance, log=log)
+        renewal = Renewal(
+            identity=own,
+            tls_dir=config.tls_dir,
+            way=way,
+            clock=clock,
+            chance=chance,
+            log=log,
+            renewed=doors.renewed,
+        )
         guard.eternal("renewal", renewal.run())
     await pulls.open()
     await keeper.start()

@@ -19,7 +19,7 @@ from core.infra.logs import Log
 from core.infra.settings import Settings, process_environment
 from core.infra.version import VERSION
 from node_agent import agent
-from node_agent.agent import NodeConfig
+from node_agent.agent import NodeConfig, PlaneConfig
 from node_agent.files.origins import SourceOrigins
 
 
@@ -34,6 +34,7 @@ async def work(block: ClusterBlock | NodeBlock, log: Log) -> None:
             control_target=block.controller,
             cluster_id=block.cluster_id,
             tls_dir=block.tls_dir,
+            plane=_plane(block, block.plane_host, wanted),
         )
     else:
         config = replace(
@@ -43,6 +44,7 @@ async def work(block: ClusterBlock | NodeBlock, log: Log) -> None:
             # Without other machines there is nobody to show a certificate to.
             cluster_id=block.cluster_id if wanted.node_host else "",
             tls_dir=block.tls_dir if wanted.node_host else None,
+            plane=_plane(block, wanted.node_host, wanted) if wanted.node_host else None,
         )
     await agent.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
 
@@ -50,6 +52,16 @@ async def work(block: ClusterBlock | NodeBlock, log: Log) -> None:
 def hostname() -> str:
     """Return the name of this machine's node unless somebody gives another."""
     return socket.gethostname().split(".")[0].lower() or "node"
+
+
+def _plane(block: MachineBlock, host: str, wanted: Settings) -> PlaneConfig:
+    return PlaneConfig(
+        host=host,
+        port=block.port(PORTS["plane"]),
+        tls_dir=block.tls_dir,
+        files_socket=block.runtime_dir / "files.sock",
+        peer_bytes_per_s=wanted.peer_bandwidth_bytes_per_s,
+    )
 
 
 def _config(block: MachineBlock, wanted: Settings) -> NodeConfig:

@@ -34,6 +34,11 @@ class Doors:
             self._plane.publish(self._entries())
         self._changed()
 
+    def renewed(self) -> None:
+        """Let the plane show its new certificate."""
+        if self._plane is not None:
+            self._plane.renewed()
+
     def _leased(self, seconds: float) -> None:
         if self._plane is not None:
             self._plane.leased_until(seconds)
