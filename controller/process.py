@@ -210,6 +210,7 @@ class Controller:
                 drain_timeout_s=config.drain_timeout_s,
                 engine_seed=config.engine_seed,
                 disk_pressure_bytes=config.disk_pressure_bytes,
+                own_node_id=config.own_node_id,
             ),
             own_node_id=config.own_node_id,
         )

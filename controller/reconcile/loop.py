@@ -49,6 +49,8 @@ class LoopConfig:
     drain_timeout_s: float
     engine_seed: bytes
     disk_pressure_bytes: int = 0
+    own_node_id: Callable[[], str] = str
+    """Returns the id of the node on the controller's and the doors' machine, "" while there is none."""
 
 
 class PassCounts:
@@ -144,7 +146,12 @@ class ReconcileLoop:
         self._open_secrets(picture)
         await self._dispatch.send(picture, live)
         table = publish.route_table(
-            picture, live, lost_s=lost_s, engine_seed=self._config.engine_seed, secrets=self._vault.values()
+            picture,
+            live,
+            lost_s=lost_s,
+            engine_seed=self._config.engine_seed,
+            secrets=self._vault.values(),
+            doors_node=self._config.own_node_id(),
         )
         self._routes.publish(table, publish.unrouted(picture))
         now = self._clock.now()

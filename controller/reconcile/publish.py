@@ -30,11 +30,16 @@ def route_table(
     lost_s: float,
     engine_seed: bytes,
     secrets: Mapping[str, str] = MappingProxyType({}),
+    doors_node: str = "",
 ) -> Table:
     """Return the table that doors should serve by; a deployment that is being deleted has no route.
 
-    `secrets` are those that could be opened; without its own an external deployment has no target.
+    `secrets` are those that could be opened; without its own an external deployment has no target. `doors_node` is the
+    node of the machine that the doors run on: its engines are reached on loopback, though it may have a data plane.
     """
+    if NodeId(doors_node) in live:
+        own = replace(live[NodeId(doors_node)], plane_host="", plane_port=0)
+        live = {**live, own.node_id: own}
     by_deployment: dict[str, list[Replica]] = {}
     for row in picture.replicas:
         by_deployment.setdefault(row.deployment_id, []).append(row)

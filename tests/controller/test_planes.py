@@ -1,5 +1,7 @@
 """Where doors are told that a replica on another machine is."""
 
+from pathlib import Path
+
 import pytest
 
 from controller.api import node_wire
@@ -43,6 +45,18 @@ async def test_a_replica_of_a_node_without_a_plane_is_reached_as_ever(cluster: C
         await deploy_fake(cluster)
         target = (await door.until_routed("fake", 1)).targets[0]
         assert (target.plane_host, target.plane_port, target.host) == ("", 0, "127.0.0.1")
+
+
+async def test_a_replica_on_the_doors_own_machine_is_reached_on_loopback_though_it_has_a_plane(
+    url: str, runtime: Path
+) -> None:
+    async with Cluster(url, runtime, own_node_id="nod_1") as cluster:
+        node = PlayedNode(cluster.socket)
+        node.plane = ("10.0.0.7", 7090)
+        async with node, PlayedDoor(cluster.socket) as door:
+            await deploy_fake(cluster)
+            target = (await door.until_routed("fake", 1)).targets[0]
+            assert (target.plane_host, target.plane_port, target.host) == ("", 0, "127.0.0.1")
 
 
 @pytest.mark.parametrize(
