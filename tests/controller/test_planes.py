@@ -51,6 +51,7 @@ async def test_a_replica_on_the_doors_own_machine_is_reached_on_loopback_though_
     url: str, runtime: Path
 ) -> None:
     async with Cluster(url, runtime, own_node_id="nod_1") as cluster:
+        await cluster.ready()
         node = PlayedNode(cluster.socket)
         node.plane = ("10.0.0.7", 7090)
         async with node, PlayedDoor(cluster.socket) as door:
