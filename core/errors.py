@@ -99,6 +99,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "engine.setting_invalid": (Kind.USAGE, Retry.NEVER),
     "engine.setting_reserved": (Kind.USAGE, Retry.NEVER),
     "engine.install_failed": (Kind.FAILED, Retry.LATER),
+    "engine.remove_failed": (Kind.FAILED, Retry.LATER),
     "engine.format_unsupported": (Kind.USAGE, Retry.NEVER),
     "engine.died_at_start": (Kind.FAILED, Retry.LATER),
     "engine.start_timeout": (Kind.FAILED, Retry.LATER),

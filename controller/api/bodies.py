@@ -155,10 +155,11 @@ class EngineInstallBody(Body):
 
 
 class EngineRemoveBody(Body):
-    """POST /engines/{name}/remove."""
+    """POST /engines/{name}/remove: `force` also takes what new or idle deployments would run."""
 
     version: _Version
     node: Name | None = None
+    force: bool = False
 
 
 class EngineUpgradeBody(EngineInstallBody):
