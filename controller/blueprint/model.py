@@ -14,12 +14,16 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version; in a file `number` is only what the file's other parts call it by, the content is the `digest`."""
+    """One version; in a file `number` is only what the file's other parts call it by, the content is the `digest`.
+
+    One of the cluster knows by which sources it was `asked` for: that is how a source finds it that pins nothing.
+    """
 
     number: int
     source: str
     digest: str = ""
     stage: Stage | None = None
+    asked: tuple[str, ...] = field(default=(), compare=False)
     line: int = field(default=0, compare=False)
 
     @property

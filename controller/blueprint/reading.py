@@ -99,15 +99,23 @@ def _model(node: Node) -> Model:
 def _version(node: Node, number: int) -> Version:
     keys = _mapping(node, "a version", ("number", "source", "digest", "stage"), needed=("source",))
     source = _text(keys["source"], "source")
-    if not source.startswith(_BUILTIN):
-        _with_line(keys["source"], lambda: parse_source(source))
+    pinned = source if source.startswith(_BUILTIN) else _with_line(keys["source"], lambda: _pinned(source))
+    digest = _text(keys["digest"], "digest") if "digest" in keys else pinned
+    if pinned and digest != pinned:
+        raise _wrong(keys["digest"], "this is not the digest that the source pins", "leave one of them out")
     return Version(
         number=_number(keys["number"], "number", 1, 999_999_999) if "number" in keys else number,
         source=source,
-        digest=_text(keys["digest"], "digest") if "digest" in keys else "",
+        digest=digest,
         stage=Stage(_choice(keys["stage"], "stage", tuple(Stage))) if "stage" in keys else None,
         line=_line(node),
     )
+
+
+def _pinned(source: str) -> str:
+    """Return the digest of the version that `source` is, "" where it does not say."""
+    sha256 = parse_source(source).file_sha256
+    return f"sha256:{sha256}" if sha256 else ""
 
 
 def _alias(node: Node) -> Alias:

@@ -32,7 +32,13 @@ def current(
     adopted = {row.version_id for row in every.versions if is_adopted(row)}
     versions: dict[str, list[Version]] = {}
     for row in every.versions:
-        version = Version(number=row.number, source=row.source, digest=row.digest, stage=Stage(row.stage))
+        version = Version(
+            number=row.number,
+            source=row.source,
+            digest=row.digest,
+            stage=Stage(row.stage),
+            asked=tuple(row.asked_sources),
+        )
         versions.setdefault(row.model_id, []).append(version)
     return Blueprint(
         models=tuple(

@@ -7,6 +7,8 @@ ALTER TABLE controller.file ADD COLUMN source text NOT NULL DEFAULT '';
 ALTER TABLE controller.version
     ADD COLUMN chat_template text NOT NULL DEFAULT '',
     ADD COLUMN template_findings jsonb NOT NULL DEFAULT '[]',
+    -- Sources, as somebody wrote them, whose pulls turned out to be this version.
+    ADD COLUMN asked_sources jsonb NOT NULL DEFAULT '[]',
     ADD COLUMN stage text NOT NULL DEFAULT 'candidate'
         CHECK (stage IN ('candidate', 'staging', 'production', 'retired'));
 
