@@ -59,6 +59,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "registry.name_taken": (Kind.CONFLICT, Retry.NEVER),
     "registry.model_in_use": (Kind.CONFLICT, Retry.NEVER),
     "registry.stage_conflict": (Kind.CONFLICT, Retry.NEVER),
+    "registry.template_changed": (Kind.CONFLICT, Retry.NEVER),
     "registry.pull_not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "registry.pull_finished": (Kind.CONFLICT, Retry.NEVER),
     "source.invalid": (Kind.USAGE, Retry.NEVER),

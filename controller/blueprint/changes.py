@@ -235,7 +235,9 @@ def _differing(name: str, before: Any, after: Any, *, is_new: bool) -> Iterable[
 
 def _of_alias(wanted: Alias, here: _Here, numbers: Numbers) -> list[Change]:
     number, is_there = numbers.of(wanted.model, wanted.number, wanted.line)
-    placed = dataclasses.replace(wanted, number=number)
+    listed = None if wanted.number is None else numbers.listed(wanted.model, wanted.number)
+    approve = listed.approve_template if listed is not None else ""
+    placed = dataclasses.replace(wanted, number=number, approve_template=approve)
     there = here.aliases.get(wanted.name)
     if there == placed:
         return []

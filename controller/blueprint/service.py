@@ -177,7 +177,8 @@ class Blueprints:
                 await self._version(connection, change, change.wanted, there)
             elif isinstance(change.wanted, Alias):
                 target = version_text(change.wanted.model, change.wanted.number)
-                await self._aliases.put(change.name, target, connection=connection)
+                approve = change.wanted.approve_template or None
+                await self._aliases.put(change.name, target, approve_template=approve, connection=connection)
             elif isinstance(change.wanted, Deployment):
                 await self._deployment(connection, change, change.wanted)
 
@@ -203,7 +204,14 @@ class Blueprints:
             model = await self._registry.named(connection, change.model)
             row = await self._registry.numbered(connection, model, wanted.number)
             for stage in stage_path(Stage(row.stage), wanted.stage):
-                await self._stages.move(change.model, wanted.number, stage, reason=_REASON, connection=connection)
+                await self._stages.move(
+                    change.model,
+                    wanted.number,
+                    stage,
+                    reason=_REASON,
+                    approve_template=(wanted.approve_template or None) if stage is Stage.PRODUCTION else None,
+                    connection=connection,
+                )
 
     async def _deployment(self, connection: postgres.Connection, change: Change, wanted: Deployment) -> None:
         if change.action is Action.CREATE:

@@ -110,12 +110,13 @@ class Alias:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEvent:
-    """One move of a version from one stage to another."""
+    """One move of a version from one stage to another, with the chat template that it approved ("" : none)."""
 
     at: datetime
     from_stage: str
     to_stage: str
     reason: str
+    approved_template: str
 
 
 @dataclass(frozen=True, kw_only=True)

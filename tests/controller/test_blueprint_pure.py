@@ -120,6 +120,11 @@ def test_a_file_is_read_as_it_stands() -> None:
             "request.invalid_field",
             "line 5: stage cannot be 'produktion'. Did you mean 'production'?",
         ),
+        (
+            "models:\n- name: m\n  versions:\n  - source: hf:a/b\n    approve_template: ab",
+            "request.invalid_field",
+            "line 5: approve_template must be 64",
+        ),
         ("a: &x [1]\nmodels: *x", "request.invalid_field", "line 2: references"),
         ("models: [[[[[[[[[[[", "request.invalid_field", "line 1: the file is nested too deeply"),
         ("models: [" * 5000, "request.invalid_field", "line 1"),
@@ -160,7 +165,13 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
             Model(
                 name=name,
                 versions=tuple(
-                    Version(number=number, source=f"file:/{digest[-3:]}.gguf", digest=digest, stage=stage)
+                    Version(
+                        number=number,
+                        source=f"file:/{digest[-3:]}.gguf",
+                        digest=digest,
+                        stage=stage,
+                        approve_template=draw(st.sampled_from(["", "e" * 64])),
+                    )
                     for number, (digest, stage) in enumerate(zip(digests, stages, strict=True), start=1)
                 ),
             )
