@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from adapters.contract import Runtime
 from controller.api import node_wire
 from controller.api.stage import END, Stage
@@ -57,7 +59,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
     async def _begin(self, fleet: Fleet, context: Any) -> fleets.Session:
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S):
-                first = await context.read()
+                first = await _next(context)
         except TimeoutError:
             first = END
         if first is END or first.WhichOneof("body") != "hello":
@@ -65,14 +67,14 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         return await fleet.open(node_wire.hello(first.hello))
 
     async def _read(self, fleet: Fleet, session: fleets.Session, context: Any) -> None:
-        while (message := await context.read()) is not END:
-            try:
+        try:
+            while (message := await _next(context)) is not END:
                 said = node_wire.node_message(session.node_id, message)
-            except Failure as failure:
-                session.send(_refusal(failure))
-                return
-            if said is not None:
-                fleet.receive(session, said)
+                if said is not None:
+                    fleet.receive(session, said)
+        except Failure as failure:
+            session.send(_refusal(failure))
+            return
         session.close()
 
     async def _write(self, session: fleets.Session, context: Any) -> None:
@@ -99,6 +101,18 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             if not await logs.deliver(chunk.request_id, piece) or chunk.is_last:
                 break
         return pb.LogReceipt()
+
+
+async def _next(context: Any) -> Any:
+    """Return the next message of a stream, or END.
+
+    Raises:
+        Failure: `request.invalid_field` for bytes that are no message, such as a text that is no UTF-8.
+    """
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise Failure("request.invalid_field", f"the node agent's message cannot be read: {error}") from error
 
 
 def _refusal(failure: Failure) -> Refuse:
