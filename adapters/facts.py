@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from adapters.contract import ModelFacts
 from core.errors import Failure
+from core.texts import sendable
 
 _TEXTS = frozenset({"format", "architecture", "quantization"})
 _NUMBERS = frozenset(one.name for one in fields(ModelFacts)) - _TEXTS
@@ -44,7 +45,8 @@ def facts_from_json(text: str) -> ModelFacts:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise Failure("request.invalid_field", f"the fact {name} is no short text", param=name)
-    return value
+    # JSON can escape what no database takes.
+    return sendable(value)
 
 
 def _number(name: str, value: object) -> int | None:

@@ -58,14 +58,13 @@ def removed(
     """Wait until `version` is on none of the nodes that can be waited for.
 
     Raises:
-        Failure: a node keeps it, e.g. for a replica, or it was not gone in `timeout_s`.
+        Failure: a node keeps it, e.g. for a replica, or cannot remove it, or it was not gone in `timeout_s`.
     """
 
     def is_done(engine: Json) -> bool:
         installs = installs_of(engine, version, node)
         for one in installs:
-            # An installation that failed has the code of that: it says nothing of its removal.
-            if one.get("code") and (one["code"] == "engine.in_use" or one.get("state") != "failed"):
+            if one.get("code"):
                 raise _failed(one)
         return not installs
 

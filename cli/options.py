@@ -20,6 +20,10 @@ class Output(StrEnum):
     NAME = "name"
 
 
+ApproveOption = Annotated[
+    str | None,
+    typer.Option("--approve-template", metavar="SHA256", help="Approve the version's changed chat template."),
+]
 OutputOption = Annotated[
     Output,
     typer.Option("--output", "-o", help="table and wide are for people, json and yaml are the API's own object."),

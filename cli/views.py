@@ -411,6 +411,11 @@ VERSIONS = View(
     ),
 )
 
+
+def _approved_template(item: Item, _: datetime) -> str:
+    return str(item.get("approved_template") or ABSENT)[:12]
+
+
 STAGES = View(
     name=_field("to"),
     empty="it has not moved; every version begins as a candidate",
@@ -419,6 +424,7 @@ STAGES = View(
         Column(title="FROM", cell=_text("from")),
         Column(title="TO", cell=_text("to")),
         Column(title="REASON", cell=_text("reason"), is_prose=True, is_optional=True),
+        Column(title="APPROVED TEMPLATE", cell=_approved_template, is_optional=True),
     ),
 )
 

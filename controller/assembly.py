@@ -132,6 +132,7 @@ def build(
         adopted=AdoptedModels(registry),
         events=ledger,
         lost_s=lost_s,
+        log=log,
     )
     commit = Commit(database=database, leadership=leadership, events=ledger, ids=entropy, lost_s=lost_s)
     loop = ReconcileLoop(

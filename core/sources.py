@@ -7,6 +7,7 @@
 | https | `https://host/path[#file=SHA]` | one file |
 | hf | `hf:ORG/NAME[@REVISION][:FILE-or-QUANT][#file=SHA]` | one GGUF file, or a repository's safetensors |
 | ollama | `ollama:[HOST/][NAMESPACE/]NAME[:TAG][@sha256:SHA]` | what an Ollama manifest names, or one blob of it |
+| ollama | `ollama:[HOST/][NAMESPACE/]NAME[:TAG]#manifest=SHA` | what that very manifest names |
 
 A source is *pinned* when it names the same bytes for ever: a digest, or for `hf:` a commit of 40 hexadecimal digits
 (which files of that commit are taken still depends on what the target's engines eat).
@@ -67,6 +68,7 @@ class ModelSource:
 
     `path` is the file within a wheel, a disk, a server or a repository ("" : to be chosen); for `hf:` it may also be a
     quantisation such as `Q4_K_M`. `host` is set for `https:` and, when it is not the default registry, for `ollama:`.
+    The container is what the file lies in or is named by: a wheel, or an Ollama manifest.
     """
 
     kind: SourceKind
@@ -94,7 +96,13 @@ class ModelSource:
     def is_pinned(self) -> bool:
         """Whether the source names the same bytes for ever; a released wheel never changes."""
         is_released = self.kind is SourceKind.PYPI
-        return self.file_sha256 is not None or is_released or (self.kind is SourceKind.HF and self.is_commit)
+        is_commit = self.kind is SourceKind.HF and self.is_commit
+        return self.file_sha256 is not None or is_released or is_commit or self.manifest_sha256 is not None
+
+    @property
+    def manifest_sha256(self) -> Sha256 | None:
+        """The digest of the Ollama manifest that names the files, None when it is not pinned."""
+        return self.container_sha256 if self.kind is SourceKind.OLLAMA else None
 
     @property
     def model_name(self) -> str:
@@ -124,9 +132,9 @@ def parse_source(text: str) -> ModelSource:
     path = parts.get("path") or ""
     if found is None or ".." in path.split("/") or "\x00" in text or (kind is not SourceKind.FILE and path[:1] == "/"):
         raise Failure("source.invalid", f"{text[:200]!r} is malformed", hint=f"write {_FORMS[kind]}", param="source")
-    container, file = _digests(text, parts.get("digests"))
+    container, file = _digests(kind, text, parts.get("digests"))
     blob = parts.get("blob")
-    if blob and file not in (None, blob):
+    if (blob and file not in (None, blob)) or (kind is SourceKind.OLLAMA and container and (blob or file)):
         raise Failure("source.invalid", f"{text[:200]!r} has two digests", hint="leave one out", param="source")
     return ModelSource(
         kind=kind,
@@ -154,6 +162,13 @@ def ollama_text(source: ModelSource, sha256: Sha256) -> str:
     return f"ollama:{host}{source.repository}{tag}@sha256:{sha256}"
 
 
+def ollama_manifest_text(source: ModelSource, sha256: Sha256) -> str:
+    """Return the text that names all that one manifest of the registry names, whatever its tag means later."""
+    host = f"{source.host}/" if source.host else ""
+    tag = f":{source.revision}" if source.revision else ""
+    return f"ollama:{host}{source.repository}{tag}#manifest={sha256}"
+
+
 def pinned_text(text: str, sha256: Sha256) -> str:
     """Return `text` with the digest of the one file that it names, instead of the one it may have had."""
     base, _, digests = text.partition("#")
@@ -161,12 +176,14 @@ def pinned_text(text: str, sha256: Sha256) -> str:
     return f"{base}#{','.join([*wheel, f'file={sha256}'])}"
 
 
-def _digests(text: str, part: str | None) -> tuple[Sha256 | None, Sha256 | None]:
+def _digests(kind: SourceKind, text: str, part: str | None) -> tuple[Sha256 | None, Sha256 | None]:
     named: dict[str, str] = {}
+    container = "manifest" if kind is SourceKind.OLLAMA else "wheel"
     for pair in (part or "").split(",") if part else []:
         key, _, value = pair.partition("=")
-        if key not in {"wheel", "file"} or not _HEX.match(value):
-            raise Failure("source.invalid", f"{text!r} has a malformed digest", hint="write #wheel=SHA256,file=SHA256")
+        if key not in {container, "file"} or not _HEX.match(value):
+            hint = f"write #file=SHA256 or #{container}=SHA256"
+            raise Failure("source.invalid", f"{text[:200]!r} has a malformed digest", hint=hint)
         named[key] = value
-    wheel, file = named.get("wheel"), named.get("file")
-    return (Sha256(wheel) if wheel else None, Sha256(file) if file else None)
+    whole, file = named.get(container), named.get("file")
+    return (Sha256(whole) if whole else None, Sha256(file) if file else None)

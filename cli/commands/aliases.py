@@ -6,7 +6,7 @@ import typer
 
 from cli import reach
 from cli.invocation import Invocation
-from cli.options import Output, OutputOption
+from cli.options import ApproveOption, Output, OutputOption
 from cli.printing import Printer
 from cli.views import ALIASES
 
@@ -15,11 +15,15 @@ def set_(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The public name, e.g. `chat-default`.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model, or one version of it as MODEL@vN.")],
+    approve_template: ApproveOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Let a name stand for a model, or for one version of it; an existing alias moves at once."""
     invocation: Invocation = ctx.obj
-    made = reach.admin(invocation).put("aliases", name, body={"model": model})
+    body = {"model": model}
+    if approve_template is not None:
+        body["approve_template"] = approve_template
+    made = reach.admin(invocation).put("aliases", name, body=body)
     Printer(invocation, output).done(made, ALIASES, f"{name} stands for {model}")
 
 

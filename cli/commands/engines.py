@@ -129,6 +129,10 @@ def remove(
     ctx: typer.Context,
     engine: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Engine and the version to remove.")],
     node: NodeOption = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", "-f", help="Even if it is the default, or a deployment without replicas names it."),
+    ] = False,
     wait: WaitOption = False,
     timeout: DurationOption = None,
     output: OutputOption = Output.TABLE,
@@ -139,7 +143,7 @@ def remove(
     name, version = parted(engine)
     if version is None:
         raise Failure("request.usage", "which version?", hint=f"`slice engine remove {name}@VERSION`")
-    found = client.post("engines", name, "remove", body={"version": version, "node": node})
+    found = client.post("engines", name, "remove", body={"version": version, "node": node, "force": force})
     sentence = f"{name} {version} goes"
     if wait:
         found = installing.removed(

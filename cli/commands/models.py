@@ -75,6 +75,7 @@ def _show_template(invocation: Invocation, found: Item, printer: Printer) -> Non
     for finding in found.get("findings") or []:
         invocation.terminal.note(f"note: {finding}")
     if found.get("text"):
+        invocation.terminal.note(f"note: its SHA-256 is {found.get('sha256')}")
         invocation.terminal.data(str(found["text"]))
     else:
         invocation.terminal.note(f"version {found.get('version')} of {found.get('model')} has no chat template")

@@ -6,7 +6,7 @@ import typer
 
 from cli import reach
 from cli.invocation import Invocation
-from cli.options import Output, OutputOption
+from cli.options import ApproveOption, Output, OutputOption
 from cli.printing import Printer
 from cli.views import STAGES, VERSIONS
 from core.errors import Failure
@@ -19,6 +19,7 @@ def stage(
     version: Annotated[str, typer.Argument(metavar="MODEL@vN", help="The version; or the word `history`.")],
     to: Annotated[str, typer.Argument(metavar="STAGE", help="candidate, staging, production or retired.")],
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in its history.")] = "",
+    approve_template: ApproveOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Move a version of a model to another stage; `slice stage history MODEL@vN` lists its moves."""
@@ -37,6 +38,8 @@ def stage(
             hint=f"stages: {', '.join(Stage)}",
         )
     body = {"stage": to, "reason": reason}
+    if approve_template is not None:
+        body["approve_template"] = approve_template
     moved = client.put("models", name, "versions", str(number), "stage", body=body)
     printer.done(moved, VERSIONS, f"{name}@v{number} is {moved.get('stage')}")
 

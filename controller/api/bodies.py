@@ -13,6 +13,7 @@ Expected = Annotated[int, Field(ge=0, le=_BIGINT_MAX)] | None
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 EngineVersion = Annotated[str, Field(pattern=_VERSION)]
 Words = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=32)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Answer = Literal["not_found", "unavailable"]
 
 
@@ -83,17 +84,19 @@ class PlaceBody(Body):
 
 
 class AliasBody(Body):
-    """PUT /aliases/{name}: `model` may name a version, as `m@v2`."""
+    """PUT /aliases/{name}: `model` may name a version, as `m@v2`, whose chat template `approve_template` approves."""
 
     model: Name
+    approve_template: Digest | None = None
     resource_version: Expected = None
 
 
 class StageBody(Body):
-    """PUT /models/{name}/versions/{number}/stage."""
+    """PUT /models/{name}/versions/{number}/stage; `approve_template` is the SHA-256 of the version's chat template."""
 
     stage: Literal["candidate", "staging", "production", "retired"]
     reason: Annotated[str, Field(max_length=1000)] = ""
+    approve_template: Digest | None = None
     resource_version: Expected = None
 
 
@@ -184,10 +187,11 @@ class EngineInstallBody(Body):
 
 
 class EngineRemoveBody(Body):
-    """POST /engines/{name}/remove."""
+    """POST /engines/{name}/remove: `force` also takes what new or idle deployments would run."""
 
     version: _Version
     node: Name | None = None
+    force: bool = False
 
 
 class EngineUpgradeBody(EngineInstallBody):

@@ -98,18 +98,26 @@ def _absent(version: str, message: str) -> Json:
 
 def _install(reported: Mapping[str, Any], want: EngineWant | None) -> Json:
     state, message = str(reported["state"]), str(reported.get("message") or "")
-    if want is not None and want.is_removed and state == InstallState.READY.value and not message:
-        state, message = InstallState.REMOVING.value, "the node is about to remove it"
+    code = str(reported.get("code") or "")
+    if want is not None and want.is_removed and _is_not_yet_removed(state, message, code):
+        state, message, code = InstallState.REMOVING.value, "the node is about to remove it", ""
     return {
         "version": reported["version"],
         "state": state,
-        "code": str(reported.get("code") or ""),
+        "code": code,
         "message": message,
         "digest": str(reported.get("digest") or ""),
         "size_bytes": int(reported.get("size_bytes") or 0),
         "is_wanted": want is not None and not want.is_removed,
         "source": want.source if want else "",
     }
+
+
+def _is_not_yet_removed(state: str, message: str, code: str) -> bool:
+    """Return whether a report is older than the wish to remove: why an install failed is no word on its removal."""
+    if state == InstallState.FAILED.value:
+        return code != "engine.remove_failed"
+    return state == InstallState.READY.value and not message
 
 
 def _users(name: str, versions: set[str], node_id: str, seen: Seen) -> list[str]:

@@ -39,7 +39,7 @@ def router(stage: Stage) -> APIRouter:
     @routes.post("/engines/{name}/remove", status_code=202)
     async def remove(name: str, body: EngineRemoveBody) -> dict[str, Any]:
         parts = stage.parts()
-        await parts.engines.remove(name, body.version, body.node)
+        await parts.engines.remove(name, body.version, body.node, force=body.force)
         return {**await _shown(parts, name), "version": body.version}
 
     @routes.post("/engines/{name}/upgrade", status_code=202)

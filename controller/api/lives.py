@@ -42,6 +42,7 @@ def router(stage: Stage) -> APIRouter:
             number,
             states.Stage(body.stage),
             reason=body.reason,
+            approve_template=body.approve_template,
             expected=expected(if_match, body.resource_version),
         )
         return await _shown(parts, name, number)
@@ -73,7 +74,8 @@ def _aliases(routes: APIRouter, stage: Stage) -> None:
     @routes.put("/aliases/{name}")
     async def put_alias(name: str, body: AliasBody, if_match: IfMatch = None) -> dict[str, Any]:
         found = expected(if_match, body.resource_version)
-        return views.alias(await stage.parts().aliases.put(name, body.model, expected=found))
+        made = await stage.parts().aliases.put(name, body.model, approve_template=body.approve_template, expected=found)
+        return views.alias(made)
 
     @routes.delete("/aliases/{name}", status_code=204)
     async def delete_alias(name: str, body: ExpectBody | None = None, if_match: IfMatch = None) -> Response:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from adapters.contract import Runtime
 from controller.api import callers, node_wire
@@ -68,7 +69,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
     async def _begin(self, parts: Parts, context: Any) -> tuple[fleets.Session, Holder | None]:
         try:
             async with asyncio.timeout(HELLO_DEADLINE_S):
-                first = await context.read()
+                first = await _next(context)
         except TimeoutError:
             first = END
         if first is END or first.WhichOneof("body") != "hello":
@@ -106,14 +107,14 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         return unbind
 
     async def _read(self, fleet: Fleet, session: fleets.Session, context: Any) -> None:
-        while (message := await context.read()) is not END:
-            try:
+        try:
+            while (message := await _next(context)) is not END:
                 said = node_wire.node_message(session.node_id, message)
-            except Failure as failure:
-                session.send(_refusal(failure))
-                return
-            if said is not None:
-                fleet.receive(session, said)
+                if said is not None:
+                    fleet.receive(session, said)
+        except Failure as failure:
+            session.send(_refusal(failure))
+            return
         session.close()
 
     async def _write(self, session: fleets.Session, context: Any) -> None:
@@ -182,6 +183,18 @@ def _own_identity(parts: Parts, csr_pem: str) -> Identity:
 
 def _nothing() -> None:
     """Undo nothing."""
+
+
+async def _next(context: Any) -> Any:
+    """Return the next message of a stream, or END.
+
+    Raises:
+        Failure: `request.invalid_field` for bytes that are no message, such as a text that is no UTF-8.
+    """
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise Failure("request.invalid_field", f"the node agent's message cannot be read: {error}") from error
 
 
 def _refusal(failure: Failure) -> Refuse:

@@ -159,6 +159,22 @@ def _replica(report: pb.ReplicaReport) -> ReplicaReport:
 
 
 def _file(report: pb.FileReport) -> FileReport:
+    state = _word(PullState, report.state)
+    try:
+        return _checked_file(report, state)
+    except Failure as failure:
+        if not report.want_id:
+            raise
+        # Names and texts of strangers are no fault of the node's: their pull fails, and its session goes on.
+        return FileReport(
+            want_id=PullId(text(report.want_id, 80)),
+            state=PullState.FAILED,
+            code=failure.code,
+            message=failure.message,
+        )
+
+
+def _checked_file(report: pb.FileReport, state: PullState) -> FileReport:
     if len(report.facts_json) > _FACTS_MAX:
         raise _invalid("the facts of a file are too long")
     if len(report.chat_template) > _TEMPLATE_MAX:
@@ -166,12 +182,12 @@ def _file(report: pb.FileReport) -> FileReport:
     files = _version_files(report.version_files)
     return FileReport(
         want_id=PullId(text(report.want_id, 80)),
-        state=_word(PullState, report.state),
+        state=state,
         bytes_done=_size(report.bytes_done),
         bytes_total=_size(report.bytes_total),
         sha256=_digest(report.sha256) if report.sha256 else None,
         size_bytes=_size(report.size_bytes),
-        facts_json=report.facts_json.replace("\\u0000", ""),
+        facts_json=report.facts_json,
         code=text(report.code, 80),
         message=text(report.message, _TEXT_MAX),
         chat_template_sha256=text(report.chat_template_sha256, 64),

@@ -202,7 +202,13 @@ def collected(found: Collected, *, is_dry_run: bool) -> Json:
 
 def stage_event(row: StageEvent) -> Json:
     """Return one move of a version between stages."""
-    return {"at": instant(row.at), "from": row.from_stage, "to": row.to_stage, "reason": row.reason}
+    return {
+        "at": instant(row.at),
+        "from": row.from_stage,
+        "to": row.to_stage,
+        "reason": row.reason,
+        "approved_template": row.approved_template,
+    }
 
 
 def alias(row: Alias) -> Json:

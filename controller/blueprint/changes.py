@@ -55,7 +55,7 @@ def changes(wanted: Blueprint, current: Blueprint, *, prune: bool = False) -> tu
     found: list[Change] = []
     for model in wanted.models or ():
         found += _in_order([change for version in model.versions for change in _of_version(model, version, here)])
-    numbers = _Numbers(wanted, here)
+    numbers = Numbers(wanted, current)
     for deployment in wanted.deployments or ():
         found += _of_deployment(deployment, here, numbers)
     for alias in wanted.aliases or ():
@@ -86,20 +86,26 @@ class _Here:
         self.digests = {version.digest for model in self.models.values() for version in model.versions}
 
     def version(self, model: str, wanted: Version) -> Version | None:
-        """Return the version of `model` with the content of `wanted`: by its digest, by its source without one."""
+        """Return the version of `model` with the content of `wanted`.
+
+        1. By its digest.
+        2. Without one, the newest that came of its source, which may since have been pinned: a tag or a branch that
+           means something else by now is asked again by nobody who has what it once meant.
+        """
         there = self.models[model].versions if model in self.models else ()
         if wanted.digest:
             return next((one for one in there if one.digest == wanted.digest), None)
         plain = wanted.source.partition("#")[0]
-        return next((one for one in there if one.source.partition("#")[0] == plain), None)
+        came = [one for one in there if wanted.source in one.asked or one.source.partition("#")[0] == plain]
+        return came[-1] if came else None
 
 
-class _Numbers:
+class Numbers:
     """From the numbers of versions in a file to those of the cluster."""
 
-    def __init__(self, wanted: Blueprint, here: _Here) -> None:
+    def __init__(self, wanted: Blueprint, current: Blueprint) -> None:
         self._wanted = {model.name: model for model in wanted.models or ()}
-        self._here = here
+        self._here = _Here(current)
 
     def of(self, model: str, number: int | None, line: int) -> tuple[int | None, bool]:
         """Return the cluster's number of a version, and whether it is there; without a number, whether any is.
@@ -133,6 +139,11 @@ class _Numbers:
                 param="model",
             )
         return (found.number, True) if found is not None else (number, False)
+
+    def listed(self, model: str, number: int) -> Version | None:
+        """Return the version that the file lists under `number`."""
+        versions = self._wanted[model].versions if model in self._wanted else ()
+        return next((version for version in versions if version.number == number), None)
 
 
 def _of_version(model: Model, wanted: Version, here: _Here) -> list[Change]:
@@ -182,7 +193,7 @@ def _way(wanted: Version, here: _Here) -> Way:
     return Way.COPY if wanted.digest in here.digests else Way.PULL
 
 
-def _of_deployment(wanted: Deployment, here: _Here, numbers: _Numbers) -> list[Change]:
+def _of_deployment(wanted: Deployment, here: _Here, numbers: Numbers) -> list[Change]:
     number, is_there = numbers.of(wanted.model, wanted.number, wanted.line)
     placed = dataclasses.replace(wanted, number=number)
     there = here.deployments.get(wanted.name)
@@ -222,9 +233,11 @@ def _differing(name: str, before: Any, after: Any, *, is_new: bool) -> Iterable[
     yield FieldChange(name=shown, before=None if is_new else before, after=after)
 
 
-def _of_alias(wanted: Alias, here: _Here, numbers: _Numbers) -> list[Change]:
+def _of_alias(wanted: Alias, here: _Here, numbers: Numbers) -> list[Change]:
     number, is_there = numbers.of(wanted.model, wanted.number, wanted.line)
-    placed = dataclasses.replace(wanted, number=number)
+    listed = None if wanted.number is None else numbers.listed(wanted.model, wanted.number)
+    approve = listed.approve_template if listed is not None else ""
+    placed = dataclasses.replace(wanted, number=number, approve_template=approve)
     there = here.aliases.get(wanted.name)
     if there == placed:
         return []

@@ -14,12 +14,18 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One version; in a file `number` is only what the file's other parts call it by, the content is the `digest`."""
+    """One version; in a file `number` is only what the file's other parts call it by, the content is the `digest`.
+
+    One of the cluster knows by which sources it was `asked` for: that is how a source finds it that pins nothing.
+    `approve_template` is the SHA-256 of its chat template, approved for production ("" : not).
+    """
 
     number: int
     source: str
     digest: str = ""
     stage: Stage | None = None
+    approve_template: str = ""
+    asked: tuple[str, ...] = field(default=(), compare=False)
     line: int = field(default=0, compare=False)
 
     @property
@@ -39,11 +45,12 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
-    """One alias of a model, or of one version of it."""
+    """One alias of a model, or of one version of it; `approve_template` is that of the version in the file."""
 
     name: str
     model: str
     number: int | None = None
+    approve_template: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
 
 

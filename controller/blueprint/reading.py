@@ -5,6 +5,7 @@ text is walked as YAML nodes: nothing is constructed but plain scalars, aliases 
 small text without bound), and so is deep nesting.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ _NODES = 20_000
 _TEXT = "tag:yaml.org,2002:str"
 _WORDS = {"int": "a whole number", "bool": "true or false", "str": "a text; put it into quotes"}
 _BUILTIN = "builtin:"
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 Thing = TypeVar("Thing")
 
 
@@ -96,18 +98,33 @@ def _model(node: Node) -> Model:
     return Model(name=_name(keys["name"], "model"), versions=tuple(versions), line=_line(node))
 
 
+_VERSION = ("number", "source", "digest", "stage", "approve_template")
+
+
 def _version(node: Node, number: int) -> Version:
-    keys = _mapping(node, "a version", ("number", "source", "digest", "stage"), needed=("source",))
+    keys = _mapping(node, "a version", _VERSION, needed=("source",))
     source = _text(keys["source"], "source")
-    if not source.startswith(_BUILTIN):
-        _with_line(keys["source"], lambda: parse_source(source))
+    pinned = source if source.startswith(_BUILTIN) else _with_line(keys["source"], lambda: _pinned(source))
+    digest = _text(keys["digest"], "digest") if "digest" in keys else pinned
+    if pinned and digest != pinned:
+        raise _wrong(keys["digest"], "this is not the digest that the source pins", "leave one of them out")
+    approved = _text(keys["approve_template"], "approve_template") if "approve_template" in keys else ""
+    if approved and not _SHA256.match(approved):
+        raise _wrong(keys["approve_template"], "approve_template must be 64 lower-case hexadecimal digits", "")
     return Version(
         number=_number(keys["number"], "number", 1, 999_999_999) if "number" in keys else number,
         source=source,
-        digest=_text(keys["digest"], "digest") if "digest" in keys else "",
+        digest=digest,
         stage=Stage(_choice(keys["stage"], "stage", tuple(Stage))) if "stage" in keys else None,
+        approve_template=approved,
         line=_line(node),
     )
+
+
+def _pinned(source: str) -> str:
+    """Return the digest of the version that `source` is, "" where it does not say."""
+    sha256 = parse_source(source).file_sha256
+    return f"sha256:{sha256}" if sha256 else ""
 
 
 def _alias(node: Node) -> Alias:

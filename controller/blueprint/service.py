@@ -20,21 +20,23 @@ from adapters import facts as model_facts
 from adapters import registry as engines
 from adapters.contract import ModelFacts
 from controller.blueprint import reading, writing
-from controller.blueprint.changes import changes
+from controller.blueprint.changes import Numbers, changes
 from controller.blueprint.model import Action, Alias, Blueprint, Change, Deployment, Kind, Version, Way
 from controller.deployments.choosing import checked_capabilities, given_settings
 from controller.deployments.model import DeploymentChange, NewDeployment
 from controller.deployments.service import Deployments
 from controller.registry.aliases import Aliases
-from controller.registry.catalog import CATALOG, remote_entry
+from controller.registry.catalog import builtin_entry
 from controller.registry.model import CatalogueOfModels, Pull
+from controller.registry.model import Version as VersionRow
 from controller.registry.pulls import Pulls
-from controller.registry.service import Registry
+from controller.registry.service import Registry, newest
 from controller.registry.stages import Stages
 from core.errors import Failure
 from core.infra import postgres
 from core.names import version_text
 from core.ports import Wakeups
+from core.sources import parse_source
 from core.states import Stage, stage_path
 
 _ROUNDS = 5
@@ -62,13 +64,29 @@ class _Cluster:
     blueprint: Blueprint
     facts: dict[str, ModelFacts]
 
-    def facts_of(self, model: str, number: int | None) -> ModelFacts | None:
+    def facts_of(self, model: str, number: int) -> ModelFacts | None:
         """Return the facts of one version by the cluster's number."""
+        found = (version for version in self._versions(model) if version.number == number)
+        return self._facts(next(found, None))
+
+    def facts_with(self, digest: str) -> ModelFacts | None:
+        """Return the facts of a content, of whatever model."""
+        return self._facts(next((version for version in self.every.versions if version.digest == digest), None))
+
+    def newest_facts(self, model: str, formats: frozenset[str]) -> ModelFacts | None:
+        """Return the facts of the version that a new deployment gets which names none."""
+        try:
+            return self._facts(newest(model, self._versions(model), formats))
+        except Failure:  # there is none yet, or none that is not retired
+            return None
+
+    def _versions(self, model: str) -> list[VersionRow]:
         ids = {row.name: row.model_id for row in self.every.models}
-        for version in self.every.versions:
-            if version.model_id == ids.get(model) and version.number == number:
-                return self.facts[version.version_id]
-        return None
+        found = [version for version in self.every.versions if version.model_id == ids.get(model)]
+        return sorted(found, key=lambda version: version.number)
+
+    def _facts(self, version: VersionRow | None) -> ModelFacts | None:
+        return None if version is None else self.facts[version.version_id]
 
 
 class Blueprints:
@@ -159,7 +177,8 @@ class Blueprints:
                 await self._version(connection, change, change.wanted, there)
             elif isinstance(change.wanted, Alias):
                 target = version_text(change.wanted.model, change.wanted.number)
-                await self._aliases.put(change.name, target, connection=connection)
+                approve = change.wanted.approve_template or None
+                await self._aliases.put(change.name, target, approve_template=approve, connection=connection)
             elif isinstance(change.wanted, Deployment):
                 await self._deployment(connection, change, change.wanted)
 
@@ -176,8 +195,7 @@ class Blueprints:
             source = next(row for row in there.every.versions if row.digest == wanted.digest)
             await self._registry.register_again(connection, change.model, source)
         elif change.way is Way.BUILTIN:
-            entries = (*CATALOG.values(), remote_entry(change.model))
-            entry = next((one for one in entries if one.source == wanted.source), None)
+            entry = builtin_entry(wanted.source)
             if entry is None:
                 raise Failure("source.not_found", f"this release has no {wanted.source!r}", hint="`slice catalog`")
             await self._registry.check_free(connection, change.model)
@@ -186,7 +204,14 @@ class Blueprints:
             model = await self._registry.named(connection, change.model)
             row = await self._registry.numbered(connection, model, wanted.number)
             for stage in stage_path(Stage(row.stage), wanted.stage):
-                await self._stages.move(change.model, wanted.number, stage, reason=_REASON, connection=connection)
+                await self._stages.move(
+                    change.model,
+                    wanted.number,
+                    stage,
+                    reason=_REASON,
+                    approve_template=(wanted.approve_template or None) if stage is Stage.PRODUCTION else None,
+                    connection=connection,
+                )
 
     async def _deployment(self, connection: postgres.Connection, change: Change, wanted: Deployment) -> None:
         if change.action is Action.CREATE:
@@ -247,14 +272,15 @@ def _told(change: Change) -> Iterator[None]:
 def pinned(version: Version) -> str:
     """Return the source to pull a version from; one that names a file without its digest gets the version's.
 
-    Of a GGUF file in parts the version's digest is that of their manifest, which no file has.
+    Of a GGUF file in parts, of a repository or of a tag the version's digest may be that of the manifest of many files,
+    which no file has.
     """
     kind, _, digest = version.digest.partition(":")
-    if kind != "sha256" or "#" in version.source or not version.source.lower().endswith(".gguf"):
+    if kind != "sha256" or "#" in version.source:
         return version.source
-    if _IN_PARTS.search(version.source):
-        return version.source
-    return f"{version.source}#file={digest}"
+    path = parse_source(version.source).path
+    is_one_file = path.lower().endswith(".gguf") and not _IN_PARTS.search(path)
+    return f"{version.source}#file={digest}" if is_one_file else version.source
 
 
 def _normal(wanted: Blueprint, there: _Cluster) -> Blueprint:
@@ -262,24 +288,35 @@ def _normal(wanted: Blueprint, there: _Cluster) -> Blueprint:
     if wanted.deployments is None:
         return wanted
     known = {one.name: one for one in there.blueprint.deployments or ()}
+    numbers = Numbers(wanted, there.blueprint)
     return dataclasses.replace(
-        wanted, deployments=tuple(_checked(one, known.get(one.name), there) for one in wanted.deployments)
+        wanted, deployments=tuple(_checked(one, known.get(one.name), there, numbers) for one in wanted.deployments)
     )
 
 
-def _checked(wanted: Deployment, there: Deployment | None, cluster: _Cluster) -> Deployment:
+def _checked(wanted: Deployment, there: Deployment | None, cluster: _Cluster, numbers: Numbers) -> Deployment:
     engine = wanted.engine or (there.engine if there else None)
+    number, is_here = numbers.of(wanted.model, wanted.number, wanted.line)
     try:
         checked_capabilities(wanted.requires)
         if engine is None:
             return wanted
         adapter = engines.adapter(engine)
-        number = wanted.number if wanted.number is not None else there.number if there else None
-        facts = cluster.facts_of(wanted.model, number)
+        if number is None and there is not None and there.number is not None:
+            facts = cluster.facts_of(wanted.model, there.number)
+        elif number is None:
+            facts = cluster.newest_facts(wanted.model, adapter.formats)
+        elif is_here:
+            facts = cluster.facts_of(wanted.model, number)
+        else:
+            meant = numbers.listed(wanted.model, number)
+            facts = cluster.facts_with(meant.digest) if meant is not None else None
         whole = checking.checked_settings(adapter, wanted.settings, facts)
     except Failure as failure:
         named = Failure(
             failure.code, f"deployment {wanted.name}: {failure.message}", hint=failure.hint, param=failure.param
         )
         raise reading.at_line(named, wanted.line) from failure
+    if facts is None:  # defaults follow the model: which of these are, nobody knows before it is here
+        return wanted
     return dataclasses.replace(wanted, settings=given_settings(adapter, whole, facts))

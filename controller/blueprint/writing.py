@@ -32,7 +32,14 @@ def current(
     adopted = {row.version_id for row in every.versions if is_adopted(row)}
     versions: dict[str, list[Version]] = {}
     for row in every.versions:
-        version = Version(number=row.number, source=row.source, digest=row.digest, stage=Stage(row.stage))
+        version = Version(
+            number=row.number,
+            source=row.source,
+            digest=row.digest,
+            stage=Stage(row.stage),
+            approve_template=row.chat_template_sha256 if row.stage == Stage.PRODUCTION.value else "",
+            asked=tuple(row.asked_sources),
+        )
         versions.setdefault(row.model_id, []).append(version)
     return Blueprint(
         models=tuple(
@@ -98,6 +105,8 @@ def _model(model: Model) -> dict[str, Any]:
             shown["digest"] = version.digest
         if version.stage is not None:
             shown["stage"] = version.stage.value
+        if version.approve_template:
+            shown["approve_template"] = version.approve_template
         versions.append(shown)
     return {"name": model.name, "versions": versions}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from adapters import floors
 from adapters.contract import Adapter
 from controller.engines import store
-from controller.engines.model import InstallWish, NodeName
+from controller.engines.model import InstallWish, NodeName, Pin
 from core.errors import Failure
 from core.infra import postgres
 from core.names import did_you_mean
@@ -137,6 +137,29 @@ def chosen_nodes(nodes: Sequence[NodeName], name: str | None) -> tuple[NodeName,
         f"there is no node {name!r}.{did_you_mean(name, [node.name for node in nodes])}",
         hint="`slice node list` shows all",
         param="node",
+    )
+
+
+def in_use(what: str, running: Sequence[str], pins: Sequence[Pin], *, is_default: bool) -> Failure | None:
+    """Return the failure of removing a version of an engine (`what`) that something needs; it names all that does.
+
+    `running` are deployments with a replica of it, which no force stops.
+    """
+    words = []
+    if running:
+        words.append(f"runs for {', '.join(running)}")
+    if pins:
+        names = ", ".join(pin.deployment if pin.is_enabled else f"{pin.deployment} (disabled)" for pin in pins)
+        words.append(f"is pinned by {names}")
+    if is_default:
+        words.append("is the version that new deployments get")
+    if not words:
+        return None
+    other = f"`slice engine upgrade {what.split()[0]}@OTHER`"
+    return Failure(
+        "engine.in_use",
+        f"{what} {', and '.join(words)}",
+        hint=f"{other} or `slice undeploy` first" if running else f"{other} chooses another version, or use --force",
     )
 
 

@@ -56,6 +56,14 @@ class Use:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A deployment that names a version of its engine and has no replica of it now."""
+
+    deployment: str
+    is_enabled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class InstallWish:
     """A wish for a version of an engine; None means: choose for me, or every node."""
 

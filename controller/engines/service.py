@@ -15,6 +15,7 @@ from controller.engines.choosing import (
     check_installable,
     checked_version,
     chosen_nodes,
+    in_use,
     is_program,
     is_ready,
 )
@@ -95,25 +96,20 @@ class EngineInstallations:
         self._wakeups.wake("engine_wanted")
         return version
 
-    async def remove(self, name: str, version: str, node: str | None) -> None:
+    async def remove(self, name: str, version: str, node: str | None, *, force: bool = False) -> None:
         """Want a version of an engine off one node, or off all that have it.
+
+        `force` removes what new deployments get and what deployments without replicas name, never what runs.
 
         Raises:
             Failure: `engine.unknown`, `node.not_found`, `engine.not_installed`, `engine.in_use`, `storage.unavailable`.
         """
-        self._adapter(name)
+        adapter = self._adapter(name)
         async with self._database.transaction() as connection:
+            await store.one_at_a_time(connection, name)
             nodes = chosen_nodes(await store.nodes(connection), node)
             holders = await self._holders(connection, name, version, nodes)
-            users = [use for use in await store.uses(connection, name) if use.engine_version in (version, "")]
-            ids = {one.node_id for one in holders}
-            names = sorted({use.deployment for use in users if use.node_id in ids})
-            if names:
-                raise Failure(
-                    "engine.in_use",
-                    f"{name} {version} runs for {', '.join(names)}",
-                    hint=f"`slice engine upgrade {name}@OTHER` or `slice undeploy` first",
-                )
+            await self._check_unused(connection, adapter, version, holders, force=force)
             for one in holders:
                 row = EngineWant(
                     node_id=one.node_id, engine=name, version=version, source="", is_removed=True, adopt_url=""
@@ -121,6 +117,27 @@ class EngineInstallations:
                 await store.want(connection, row)
             await self._record(connection, "engine_unwanted", name, f"{name} {version} goes from {_named(holders)}")
         self._wakeups.wake("engine_unwanted")
+
+    async def _check_unused(
+        self,
+        connection: postgres.Connection,
+        adapter: Adapter,
+        version: str,
+        holders: Sequence[NodeName],
+        *,
+        force: bool,
+    ) -> None:
+        ids = {one.node_id for one in holders}
+        running = {
+            use.deployment
+            for use in await store.uses(connection, adapter.name)
+            if use.engine_version in (version, "") and use.node_id in ids
+        }
+        pins = await store.pins(connection, adapter.name, version, [one.name for one in holders])
+        is_default = version == await self._versions.default(connection, adapter)
+        failure = in_use(f"{adapter.name} {version}", sorted(running), pins, is_default=is_default)
+        if failure is not None and (running or not force):
+            raise failure
 
     async def _holders(
         self, connection: postgres.Connection, name: str, version: str, nodes: Sequence[NodeName]
@@ -158,7 +175,7 @@ class EngineInstallations:
             await store.one_at_a_time(connection, name)
             version = await self._checked(connection, adapter, wish)
             old = await self._old_default(connection, adapter)
-            await self._want_where_needed(connection, name, version, wish, old)
+            await self._want_where_needed(connection, name, version, wish)
             moved = await self._moved(connection, name, version, old=old, moving=moving)
             # Asked for twice, it does not become what a rollback returns to.
             before = await store.default(connection, name)
@@ -188,6 +205,7 @@ class EngineInstallations:
                 )
             if not accept_risk:
                 floors.check_floor(adapter, row.previous)
+            await self._want_where_needed(connection, name, row.previous, InstallWish(version=row.previous))
             await store.set_default(connection, EngineDefault(engine=name, version=row.previous, previous=row.version))
             moved = await self._moved(connection, name, row.previous, old=row.version, moving=moving)
             message = f"{name} is back at {row.previous}; moved: {', '.join(moved) or 'none'}"
@@ -228,9 +246,13 @@ class EngineInstallations:
         return newest_first(version for version in here if version)[0] if any(here) else ""
 
     async def _want_where_needed(
-        self, connection: postgres.Connection, name: str, version: str, wish: InstallWish, old: str
+        self, connection: postgres.Connection, name: str, version: str, wish: InstallWish
     ) -> None:
-        """Want `version` on the node that is named, else on those that have the engine or run it; else nowhere yet."""
+        """Want `version` on the node that is named, else on those that have the engine or run it; else nowhere yet.
+
+        It is to go from nowhere any more: a node that was away may not have heard that it should.
+        """
+        await store.keep(connection, name, version)
         nodes = chosen_nodes(await store.nodes(connection), wish.node)
         needing = {one.node_id for one in await self._installs(connection, name)}
         needing |= {use.node_id for use in await store.uses(connection, name)}

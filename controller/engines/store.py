@@ -1,6 +1,8 @@
 """The SQL of engine installations. Called by `controller.engines` and, to read, by `controller.reconcile`."""
 
-from controller.engines.model import EngineDefault, EngineWant, NodeInstall, NodeName, Use
+from collections.abc import Sequence
+
+from controller.engines.model import EngineDefault, EngineWant, NodeInstall, NodeName, Pin, Use
 from core.infra import postgres
 
 _WANTS = """
@@ -19,6 +21,9 @@ SELECT 1 FROM controller.engine_want WHERE engine = %(engine)s AND version = %(v
 _FORGET = """
 DELETE FROM controller.engine_want
  WHERE node_id = %(node_id)s AND engine = %(engine)s AND version = %(version)s AND adopt_url <> ''
+"""
+_KEEP = """
+DELETE FROM controller.engine_want WHERE engine = %(engine)s AND version = %(version)s AND is_removed
 """
 # What was to go and is not reported any more has gone.
 _GONE = """
@@ -50,6 +55,15 @@ SELECT DISTINCT deployment.name AS deployment, replica.node_id, replica.engine_v
  WHERE replica.engine = %(engine)s AND replica.desired <> 'stop' AND replica.runtime = 'process'
  ORDER BY deployment
 """
+# Disabled, without replicas or not placed: it would start this version on a node where it may run.
+_PINS = """
+SELECT name AS deployment, is_enabled FROM controller.deployment
+ WHERE engine = %(engine)s AND engine_version = %(version)s AND runtime = 'process' AND NOT is_deleting
+   AND (node_name = '' OR node_name = ANY (%(nodes)s))
+   AND NOT EXISTS (SELECT 1 FROM controller.replica WHERE replica.deployment_id = deployment.deployment_id
+                      AND replica.engine_version = deployment.engine_version AND replica.desired <> 'stop')
+ ORDER BY name
+"""
 
 
 async def wants(connection: postgres.Connection) -> list[EngineWant]:
@@ -76,6 +90,11 @@ async def end_adoption(connection: postgres.Connection, node_id: str, engine: st
 async def forget_gone(connection: postgres.Connection, node_id: str, reported: list[str]) -> int:
     """Forget removals that are done; `reported` are `engine@version` of all that the node still has."""
     return await postgres.execute(connection, _GONE, {"node_id": node_id, "reported": reported})
+
+
+async def keep(connection: postgres.Connection, engine: str, version: str) -> int:
+    """Forget every wish to remove a version of an engine."""
+    return await postgres.execute(connection, _KEEP, {"engine": engine, "version": version})
 
 
 async def defaults(connection: postgres.Connection) -> list[EngineDefault]:
@@ -111,3 +130,9 @@ async def installs(connection: postgres.Connection, engine: str) -> list[NodeIns
 async def uses(connection: postgres.Connection, engine: str) -> list[Use]:
     """Return which deployments run which versions of an engine where."""
     return await postgres.fetch_all(connection, Use, _USES, {"engine": engine})
+
+
+async def pins(connection: postgres.Connection, engine: str, version: str, nodes: Sequence[str]) -> list[Pin]:
+    """Return the deployments that name a version, may run on one of `nodes`, and have no replica of it anywhere."""
+    row = {"engine": engine, "version": version, "nodes": list(nodes)}
+    return await postgres.fetch_all(connection, Pin, _PINS, row)

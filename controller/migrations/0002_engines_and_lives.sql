@@ -7,6 +7,8 @@ ALTER TABLE controller.file ADD COLUMN source text NOT NULL DEFAULT '';
 ALTER TABLE controller.version
     ADD COLUMN chat_template text NOT NULL DEFAULT '',
     ADD COLUMN template_findings jsonb NOT NULL DEFAULT '[]',
+    -- Sources, as somebody wrote them, whose pulls turned out to be this version.
+    ADD COLUMN asked_sources jsonb NOT NULL DEFAULT '[]',
     ADD COLUMN stage text NOT NULL DEFAULT 'candidate'
         CHECK (stage IN ('candidate', 'staging', 'production', 'retired'));
 
@@ -29,8 +31,14 @@ CREATE TABLE controller.stage_event (
     from_stage text NOT NULL,
     to_stage text NOT NULL,
     reason text NOT NULL DEFAULT '',
+    -- Of which model the version is, and what its chat template was: what was in production stays approved.
+    model_id text NOT NULL,
+    chat_template_sha256 text NOT NULL,
+    -- The template that this very move approved, '' where nothing had to be.
+    approved_template text NOT NULL DEFAULT '' CHECK (approved_template IN ('', chat_template_sha256)),
     CHECK (from_stage <> to_stage)
 );
+CREATE INDEX stage_event_by_model ON controller.stage_event (model_id, seq);
 CREATE INDEX stage_event_by_version ON controller.stage_event (version_id, seq);
 
 -- An alias may stand for one version of a model; without one it follows the newest deployment, as before.

@@ -7,6 +7,9 @@ later.
 
 from collections.abc import Mapping
 
+import psycopg
+from psycopg import errors as pg
+
 from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet import store as fleet_store
@@ -19,6 +22,7 @@ from controller.registry.pulls import Pulls
 from core.events import Happening, Subject
 from core.ids import NodeId
 from core.infra import postgres
+from core.infra.logs import Log
 from core.ports import EventLog
 from core.states import NodeState
 
@@ -38,6 +42,7 @@ class Absorb:
         adopted: AdoptedModels,
         events: EventLog[postgres.Connection],
         lost_s: float,
+        log: Log,
     ) -> None:
         self._database = database
         self._leadership = leadership
@@ -48,6 +53,7 @@ class Absorb:
         self._adopted = adopted
         self._events = events
         self._lost_s = lost_s
+        self._log = log
         self._written: dict[NodeId, tuple[int, int]] = {}
         self._states: dict[NodeId, tuple[NodeState, bool]] = {}
 
@@ -66,9 +72,13 @@ class Absorb:
             state = (node.state, is_past_lease(node, self._lost_s))
             if self._written.get(node_id) == mark and self._states.get(node_id) == state:
                 continue
-            async with self._database.transaction() as connection:
-                await self._leadership.fence(connection)
-                await self._write_one(connection, node, state, is_changed=self._written.get(node_id) != mark)
+            try:
+                async with self._database.transaction() as connection:
+                    await self._leadership.fence(connection)
+                    await self._write_one(connection, node, state, is_changed=self._written.get(node_id) != mark)
+            except (psycopg.DataError, pg.CheckViolation) as error:
+                # One node's words must not keep what the others say, and every decision, waiting: its next may fit.
+                self._log.error("node_report_unwritable", node=node.name, exc=error)
             self._written[node_id], self._states[node_id] = mark, state
 
     async def _write_one(

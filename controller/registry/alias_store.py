@@ -1,6 +1,6 @@
 """The SQL of aliases and of stages. Called by `controller.registry` and, to read, by the reconcile loop."""
 
-from controller.registry.model import Alias, StageEvent
+from controller.registry.model import Alias, StageEvent, Version
 from core.infra import postgres
 
 _ALIASES = """
@@ -21,11 +21,17 @@ _MOVE = """
 UPDATE controller.version SET stage = %(to)s WHERE version_id = %(version_id)s AND stage = %(from)s AND NOT is_deleting
 """
 _MOVED = """
-INSERT INTO controller.stage_event (version_id, from_stage, to_stage, reason)
-VALUES (%(version_id)s, %(from)s, %(to)s, %(reason)s)
+INSERT INTO controller.stage_event
+    (version_id, from_stage, to_stage, reason, model_id, chat_template_sha256, approved_template)
+VALUES (%(version_id)s, %(from)s, %(to)s, %(reason)s, %(model_id)s, %(template)s, %(approved)s)
 """
 _HISTORY = """
-SELECT at, from_stage, to_stage, reason FROM controller.stage_event WHERE version_id = %(version_id)s ORDER BY seq
+SELECT at, from_stage, to_stage, reason, approved_template
+  FROM controller.stage_event WHERE version_id = %(version_id)s ORDER BY seq
+"""
+_PRODUCTION_TEMPLATES = """
+SELECT chat_template_sha256 FROM controller.stage_event WHERE model_id = %(model_id)s AND to_stage = 'production'
+ ORDER BY seq DESC
 """
 
 
@@ -51,9 +57,20 @@ async def delete(connection: postgres.Connection, name: str) -> bool:
     return bool(await postgres.execute(connection, _DELETE, {"name": name}))
 
 
-async def move(connection: postgres.Connection, version_id: str, before: str, to: str, reason: str) -> bool:
-    """Move a version from the stage `before` and record it; return False when it is not there any more."""
-    row = {"version_id": version_id, "from": before, "to": to, "reason": reason}
+async def move(connection: postgres.Connection, version: Version, to: str, reason: str, approved: str) -> bool:
+    """Move a version from its stage, and record it with the chat template that this approved ("" : none).
+
+    Returns False when the version is in that stage no more.
+    """
+    row = {
+        "version_id": version.version_id,
+        "from": version.stage,
+        "to": to,
+        "reason": reason,
+        "model_id": version.model_id,
+        "template": version.chat_template_sha256,
+        "approved": approved,
+    }
     if not await postgres.execute(connection, _MOVE, row):
         return False
     await postgres.execute(connection, _MOVED, row)
@@ -63,3 +80,9 @@ async def move(connection: postgres.Connection, version_id: str, before: str, to
 async def history(connection: postgres.Connection, version_id: str) -> list[StageEvent]:
     """Return every move of a version between stages, oldest first."""
     return await postgres.fetch_all(connection, StageEvent, _HISTORY, {"version_id": version_id})
+
+
+async def production_templates(connection: postgres.Connection, model_id: str) -> list[str]:
+    """Return the digests of the chat templates that a model's versions went to production with, newest first."""
+    rows = await (await connection.execute(_PRODUCTION_TEMPLATES, {"model_id": model_id})).fetchall()
+    return [str(row[0]) for row in rows]

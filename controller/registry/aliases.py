@@ -5,14 +5,16 @@ table. Moving an alias is one row, so every door sees the old version or the new
 """
 
 from controller.registry import alias_store, store
-from controller.registry.model import Alias
+from controller.registry.model import Alias, Model, Version
 from controller.registry.service import Registry, taken
+from controller.registry.templates import checked_template
 from controller.versioned import check_version
 from core.errors import Failure
 from core.events import Happening, Subject
 from core.infra import postgres
 from core.names import checked_name, did_you_mean, split_version, version_text
 from core.ports import EventLog, Wakeups
+from core.states import Stage
 
 
 class Aliases:
@@ -41,30 +43,62 @@ class Aliases:
         name: str,
         target: str,
         *,
+        approve_template: str | None = None,
         expected: int | None = None,
         connection: postgres.Connection | None = None,
     ) -> Alias:
         """Let `name` stand for `target` from now on: a model, or a version of it as `m@v2`.
 
+        `approve_template` approves the chat template of that version, by its SHA-256, where `name` stands for a version
+        in production that has another one.
+
         Raises:
-            Failure: `request.invalid_name`, `registry.name_taken`, `registry.model_not_found`,
-                `registry.version_not_found`, `registry.alias_not_found`, `request.version_conflict`.
+            Failure: `request.invalid_name`, `request.invalid_field`, `registry.name_taken`, `registry.model_not_found`,
+                `registry.version_not_found`, `registry.alias_not_found`, `registry.template_changed`,
+                `request.version_conflict`.
         """
         checked_name("alias", name)
         model_name, number = split_version(target)
+        if approve_template is not None and number is None:
+            raise Failure(
+                "request.invalid_field",
+                f"a chat template is approved for one version, {target!r} names none",
+                hint="name the version, as MODEL@vN, or leave approve_template out",
+                param="approve_template",
+            )
         async with self._database.work(connection) as work:
             if await store.model(work, name) is not None:
                 raise taken(name)
             await self._check(work, name, expected)
             model = await self._registry.named(work, model_name)
             version = None if number is None else await self._registry.numbered(work, model, number)
+            approved = ""
+            if version is not None:
+                approved = await self._approved(work, name, model, version, approve_template)
             if await alias_store.put(work, name, model.model_id, version.version_id if version else None):
                 # No column says what it replaced; the events do.
                 message = f"alias {name} stands for model {version_text(model_name, number)}"
-                await self._record(work, "alias_set", model_name, message)
+                more = {"alias": name, "approved_template": approved} if approved else {}
+                await self._record(work, "alias_set", model_name, message, **more)
             made = next(alias for alias in await alias_store.aliases(work) if alias.name == name)
         self._wakeups.wake("alias_set")
         return made
+
+    async def _approved(
+        self, connection: postgres.Connection, name: str, model: Model, version: Version, approve: str | None
+    ) -> str:
+        """Return the digest that `approve` newly approves: who asks for this alias must not meet another template."""
+        await alias_store.locked(connection, name)
+        alias = next((one for one in await alias_store.aliases(connection) if one.name == name), None)
+        before = None
+        if alias is not None and (alias.model, alias.version is None) == (model.name, False):
+            before = await self._registry.numbered(connection, model, alias.version or 0)
+        is_asked = before is not None and before.stage == Stage.PRODUCTION.value
+        if not is_asked and approve is None:
+            return ""
+        command = f"slice alias set {name} {version_text(model.name, version.number)}"
+        approved = await checked_template(connection, model, version, approve=approve, command=command)
+        return approved if is_asked else ""
 
     async def delete(
         self, name: str, *, expected: int | None = None, connection: postgres.Connection | None = None
@@ -97,6 +131,8 @@ class Aliases:
             hint="`slice alias list` shows all",
         )
 
-    async def _record(self, connection: postgres.Connection, kind: str, subject: str, message: str) -> None:
-        happening = Happening(kind=kind, subject_kind=Subject.MODEL, subject=subject, message=message)
+    async def _record(
+        self, connection: postgres.Connection, kind: str, subject: str, message: str, **data: object
+    ) -> None:
+        happening = Happening(kind=kind, subject_kind=Subject.MODEL, subject=subject, message=message, data=data)
         await self._events.record(connection, happening)

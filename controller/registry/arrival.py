@@ -18,14 +18,16 @@ from core.sources import ModelSource, parse_source
 
 _FORMATS = frozenset({magic.GGUF, magic.SAFETENSORS})
 _ONLY = "only safetensors and GGUF are taken"
+_BIGINT_MAX = 2**63 - 1
 
 
 def arrived(pull: Pull, report: FileReport) -> NewVersion:
     """Return the version that `report` says has come.
 
     Raises:
-        Failure: `source.digest_mismatch` when it is not what the pull pinned, `source.invalid` when the node names
-            another place, `format.refused`, `request.invalid_json` or `request.invalid_field` for facts that are none.
+        Failure: `source.digest_mismatch` when it is not what the pull pinned, or its chat template not what the node
+            hashed; `source.invalid` when the node names another place, `format.refused`, `request.invalid_json` or
+            `request.invalid_field` for facts that are none.
     """
     source = parse_source(pull.source)
     files = _files(source, report)
@@ -38,12 +40,16 @@ def arrived(pull: Pull, report: FileReport) -> NewVersion:
     facts = model_facts.facts_from_json(report.facts_json)
     if facts.format not in _FORMATS:
         raise Failure("format.refused", f"the node brought the format {facts.format[:40]!r}", hint=_ONLY)
+    _check_template(report)
+    size_bytes = sum(file.size_bytes for file in files)
+    if size_bytes > _BIGINT_MAX:
+        raise Failure("request.invalid_field", "the files of the version have more bytes than any disk")
     return NewVersion(
         digest=digest(files),
         source=_of_kind(report.resolved_source, source) or pull.source,
         files=files,
         format=facts.format,
-        size_bytes=sum(file.size_bytes for file in files),
+        size_bytes=size_bytes,
         chat_template_sha256=report.chat_template_sha256,
         chat_template=report.chat_template,
         template_findings=report.template_findings,
@@ -78,6 +84,17 @@ def _files(source: ModelSource, report: FileReport) -> tuple[VersionFile, ...]:
     if report.sha256 is None:
         raise Failure("source.digest_mismatch", "the node says the file is there but not its digest")
     return (VersionFile(path=source.file_name, sha256=report.sha256, size_bytes=report.size_bytes),)
+
+
+def _check_template(report: FileReport) -> None:
+    """Check that the digest by which a chat template is approved is that of the text which is shown."""
+    found = hashlib.sha256(report.chat_template.encode()).hexdigest()
+    if report.chat_template and found != report.chat_template_sha256:
+        raise Failure(
+            "source.digest_mismatch",
+            f"the chat template has SHA-256 {found[:12]}..., the node says {report.chat_template_sha256[:12]}...",
+            hint="look after that node before you pull from it again",
+        )
 
 
 def _of_kind(text: str, asked: ModelSource) -> str:

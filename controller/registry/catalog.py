@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from core.names import NAME_PATTERN
+
 BUILTIN = "builtin:"
+_REMOTE = f"{BUILTIN}remote-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +54,12 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for en
 
 def remote_entry(name: str) -> CatalogEntry:
     """Return the entry of a model that lies elsewhere, made when it is first deployed: it stands in no catalogue."""
-    return CatalogEntry(name=name, source=f"{BUILTIN}remote-{name}", description="served elsewhere", size_bytes=0)
+    return CatalogEntry(name=name, source=f"{_REMOTE}{name}", description="served elsewhere", size_bytes=0)
+
+
+def builtin_entry(source: str) -> CatalogEntry | None:
+    """Return the entry of a version without a file, whatever model has it by now; None when this release has none."""
+    name = source.removeprefix(_REMOTE)
+    if name != source and NAME_PATTERN.match(name):
+        return remote_entry(name)
+    return next((entry for entry in CATALOG.values() if entry.is_builtin and entry.source == source), None)

@@ -20,7 +20,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One immutable version of a model; `facts` are `adapters.contract.ModelFacts` as JSON."""
+    """One immutable version of a model; `facts` are `adapters.contract.ModelFacts` as JSON.
+
+    `asked_sources` are sources as they were asked for, whose pulls turned out to be this version.
+    """
 
     version_id: str
     model_id: str
@@ -35,6 +38,7 @@ class Version:
     stage: str
     is_deleting: bool
     created_at: datetime
+    asked_sources: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +112,13 @@ class Alias:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEvent:
-    """One move of a version from one stage to another."""
+    """One move of a version from one stage to another, with the chat template that it approved ("" : none)."""
 
     at: datetime
     from_stage: str
     to_stage: str
     reason: str
+    approved_template: str
 
 
 @dataclass(frozen=True, kw_only=True)

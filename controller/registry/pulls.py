@@ -122,6 +122,7 @@ class Pulls:
             digests = {file.sha256 for file in await store.files_of(connection, version.version_id)}
             if digests and any(digests <= there for there in held.values()):
                 await self._registry.register_again(connection, name, version)
+                await store.note_asked(connection, name, version.digest, asked.text)
                 return version.size_bytes
         return None
 
@@ -213,6 +214,7 @@ class Pulls:
             new = arrived(pull, report)
             async with connection.transaction():
                 await self._registry.register(connection, pull.model_name, new)
+                await store.note_asked(connection, pull.model_name, new.digest, pull.source)
         except Failure as failure:
             await self._fail(connection, pull, failure.code, failure.message, failure.hint)
             return
@@ -252,12 +254,14 @@ def is_meant(version: Version, asked: ModelSource, formats: Sequence[str]) -> bo
     """Return whether `asked` pins the very content of `version`, and it is in one of `formats` (empty: in any).
 
     1. By the digest of its one file.
-    2. By its source, where that names the same bytes for ever: a commit, or a released package.
+    2. By its source, where that names the same bytes for ever: a commit, a released package, or a manifest.
     """
     if formats and version.format not in formats:
         return False
     if asked.file_sha256 is not None:
         return version.digest == f"sha256:{asked.file_sha256}"
+    if asked.manifest_sha256 is not None:
+        return version.source == asked.text
     is_lasting = asked.kind is SourceKind.PYPI or asked.is_commit
     return is_lasting and version.source.partition("#")[0] == asked.text.partition("#")[0]
 

@@ -1,7 +1,8 @@
 """Stages: how far each version has come, with the history of its moves.
 
 Comes in: moves that an operator (later RIA) asks for. Goes out: the version's stage, its event and its row of history,
-all in one transaction. Which moves exist is `core.states.STAGE_MOVES`; a `StageGate` has a say in each.
+all in one transaction. Which moves exist is `core.states.STAGE_MOVES`; a `StageGate` has a say in each, and
+`controller.registry.templates` in those to production.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 from controller.registry import alias_store, store
 from controller.registry.model import StageEvent
 from controller.registry.service import Registry
+from controller.registry.templates import checked_template
 from core.errors import Failure
 from core.events import Happening, Subject
 from core.ids import ModelName, VersionId
 from core.infra import postgres
+from core.names import version_text
 from core.ports import EventLog, StageGate, Wakeups
 from core.states import STAGE_MOVES, Stage
 
@@ -42,15 +45,25 @@ class Stages:
         to: Stage,
         *,
         reason: str = "",
+        approve_template: str | None = None,
         expected: int | None = None,
         connection: postgres.Connection | None = None,
     ) -> None:
         """Move version `number` of the model `name` to the stage `to`; where it is there already, nothing happens.
 
+        `approve_template` approves the version's chat template for production, by its SHA-256.
+
         Raises:
             Failure: `registry.model_not_found`, `registry.version_not_found`, `registry.stage_conflict`,
-                `request.version_conflict`.
+                `registry.template_changed`, `request.invalid_field`, `request.version_conflict`.
         """
+        if approve_template is not None and to is not Stage.PRODUCTION:
+            raise Failure(
+                "request.invalid_field",
+                f"a chat template is approved for production, not for {to}",
+                hint="leave approve_template out",
+                param="approve_template",
+            )
         async with self._database.work(connection) as work:
             model = await self._registry.locked(work, name, expected)
             version = await self._registry.numbered(work, model, number)
@@ -59,7 +72,11 @@ class Stages:
                 return
             check_move(name, number, before, to)
             await self._check_gate(work, name, number, version.version_id, to)
-            await alias_store.move(work, version.version_id, before.value, to.value, reason)
+            approved = ""
+            if to is Stage.PRODUCTION:
+                command = f"slice stage {version_text(name, number)} production"
+                approved = await checked_template(work, model, version, approve=approve_template, command=command)
+            await alias_store.move(work, version, to.value, reason, approved)
             await store.touch_model(work, model.model_id)
             happening = Happening(
                 kind="stage_moved",
@@ -67,7 +84,13 @@ class Stages:
                 subject=name,
                 message=f"version {number} of model {name} went from {before} to {to}",
                 reason=reason,
-                data={"version": number, "digest": version.digest, "from": before.value, "to": to.value},
+                data={
+                    "version": number,
+                    "digest": version.digest,
+                    "from": before.value,
+                    "to": to.value,
+                    **({"approved_template": approved} if approved else {}),
+                },
             )
             await self._events.record(work, happening)
         self._wakeups.wake("stage_moved")

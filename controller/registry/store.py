@@ -15,7 +15,7 @@ _MODEL_BY_NAME = _MODEL + " WHERE name = %(name)s"
 _MODEL_BY_ID = _MODEL + " WHERE model_id = %(model_id)s"
 _VERSION = """
 SELECT version_id, model_id, number, digest, source, format, size_bytes, chat_template_sha256, facts,
-       template_findings, stage, is_deleting, created_at
+       template_findings, stage, is_deleting, created_at, asked_sources
   FROM controller.version
 """
 _VERSIONS = _VERSION + " ORDER BY model_id, number"
@@ -39,6 +39,12 @@ SELECT %(version_id)s, %(model_id)s,
        %(chat_template_sha256)s, %(facts)s
   FROM controller.version WHERE model_id = %(model_id)s
 ON CONFLICT (model_id, digest) DO NOTHING
+"""
+_NOTE_ASKED = """
+UPDATE controller.version SET asked_sources = asked_sources || to_jsonb(%(source)s::text)
+  FROM controller.model
+ WHERE model.model_id = version.model_id AND model.name = %(name)s AND digest = %(digest)s
+   AND NOT asked_sources @> to_jsonb(%(source)s::text)
 """
 _NAMES = """
 SELECT name FROM controller.model WHERE NOT is_deleting
@@ -187,6 +193,11 @@ async def insert_version(connection: postgres.Connection, version_id: str, model
     await file_store.insert_files(connection, version_id, new.files)
     await file_store.set_template(connection, version_id, new.chat_template, new.template_findings)
     return True
+
+
+async def note_asked(connection: postgres.Connection, name: str, digest: str, source: str) -> None:
+    """Remember that `source`, as somebody wrote it, turned out to be the version `digest` of the model `name`."""
+    await postgres.execute(connection, _NOTE_ASKED, {"name": name, "digest": digest, "source": source})
 
 
 async def lock_model(connection: postgres.Connection, name: str) -> None:

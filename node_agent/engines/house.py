@@ -225,7 +225,7 @@ class EngineHouse:
                 await asyncio.to_thread(shutil.rmtree, self._places.scratch_of(key), ignore_errors=True)
             except OSError as error:
                 words = f"it cannot be removed: {(error.strerror or str(error)).lower()}"
-                self._say(key, InstallState.FAILED, words, "engine.install_failed")
+                self._say(key, InstallState.FAILED, words, "engine.remove_failed")
                 return
             except Failure as failure:  # a version that is no plain word is nowhere
                 self._log.warning("engine_not_removed", engine=engine, version=version, reason=str(failure))

@@ -55,7 +55,7 @@ def merged(key: Key, there: Install | None, now: Now | None, order: EngineOrder 
         if there is None and order is not None and not order.is_removed:
             return Install(version=key[1], state=InstallState.QUEUED)
         if there is not None and there.message and order is not None and order.is_removed:
-            return replace(there, message=f"{there.message}: not ours to remove")
+            return replace(there, code="engine.not_installed", message=f"{there.message}: not ours to remove")
         return there
     return Install(
         version=key[1],

@@ -2,9 +2,11 @@
 
 Comes in: an `ollama:` source. Goes out: a `Manifest`: the model's GGUF first, then template, parameters, system prompt
 and licences as files below `ollama/`. Called by `node_agent.files.arrivals`. The registry speaks Docker's protocol, v2;
-names and media types are those of Ollama's own client (its `server/images.go` and `types/model/name.go`).
+names and media types are those of Ollama's own client (its `server/images.go` and `types/model/name.go`), and like its
+client (`server/internal/client/ollama/registry.go`) we find a manifest of a digest among the blobs.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 from core.errors import Failure
 from core.ids import Sha256
-from core.sources import ModelSource, ollama_text
+from core.sources import ModelSource, ollama_manifest_text, ollama_text
 from node_agent.files.download import Downloader
 from node_agent.files.manifest import Item, Manifest
 from node_agent.files.origins import SourceOrigins
@@ -38,16 +40,16 @@ class OllamaRegistry:
     async def manifest(self, source: ModelSource) -> Manifest:
         """Return what `source` means; a blob that is named by its digest needs no manifest.
 
+        What one manifest names in several files is pinned by that manifest: the digest of the model's own blob would
+        name nothing but this blob.
+
         Raises:
             Failure: `source.*`.
         """
         if source.file_sha256:
             blob = self._item(source, "model", _model_path(source), source.file_sha256, None)
             return Manifest(items=(blob,), resolved=source.text)
-        body = await self._downloader.read(
-            Remote(name=f"the manifest of {source.text[7:]}", url=self._url(source, f"manifests/{_tag(source)}")),
-            _MANIFEST_MAX_BYTES,
-        )
+        body, sha256 = await self._manifest_body(source)
         layers = read_layers(source, body)
         items: list[Item] = []
         counts: dict[str, int] = {}
@@ -56,7 +58,29 @@ class OllamaRegistry:
             number = f"-{counts[kind]}" if counts[kind] > 1 else ""
             path = _model_path(source) if kind == "model" else f"ollama/{kind}{number}"
             items.append(self._item(source, kind, path, digest, size))
-        return Manifest(items=tuple(items), resolved=ollama_text(source, layers[0][1]))
+        is_alone = len(items) == 1
+        resolved = ollama_text(source, layers[0][1]) if is_alone else ollama_manifest_text(source, sha256)
+        return Manifest(items=tuple(items), resolved=resolved)
+
+    async def _manifest_body(self, source: ModelSource) -> tuple[bytes, Sha256]:
+        """Return the manifest and its digest: the tag's, or, where another one is pinned, that from among the blobs."""
+        wanted = source.manifest_sha256
+        for rest in (f"manifests/{_tag(source)}", f"blobs/sha256:{wanted}"):
+            name = f"the manifest of {source.text[7:200]}"
+            try:
+                body = await self._downloader.read(Remote(name=name, url=self._url(source, rest)), _MANIFEST_MAX_BYTES)
+            except Failure as failure:
+                if wanted is None or failure.code != "source.not_found":
+                    raise
+                continue
+            sha256 = Sha256(hashlib.sha256(body).hexdigest())
+            if wanted in (None, sha256):
+                return body, sha256
+        raise Failure(
+            "source.digest_mismatch",
+            f"{source.text[:200]}: its tag has another manifest by now, and the registry has not kept this one",
+            hint="pull the tag without #manifest=... to take what it means today",
+        )
 
     def _item(self, source: ModelSource, kind: str, path: str, digest: Sha256, size: int | None) -> Item:
         return Item(

@@ -78,7 +78,7 @@ def test_a_removal_waits_until_the_version_is_gone(cluster: PlayedCluster, slice
     cluster.install_steps = [{"state": "removing"}, None]
     ended = slice_("engine", "remove", "llamacpp@0.3.1", "--wait")
     assert (ended.code, ended.err.splitlines()[-1]) == (0, "llamacpp 0.3.1 is removed")
-    assert sent(cluster, "engines/llamacpp/remove") == {"version": "0.3.1", "node": None}
+    assert sent(cluster, "engines/llamacpp/remove") == {"version": "0.3.1", "node": None, "force": False}
 
 
 def test_a_removal_that_a_node_refuses_says_why(cluster: PlayedCluster, slice_: Slice) -> None:
@@ -86,6 +86,22 @@ def test_a_removal_that_a_node_refuses_says_why(cluster: PlayedCluster, slice_: 
     ended = slice_("engine", "remove", "llamacpp@0.3.1", "--wait")
     assert ended.code == 5
     assert "rep_1 of this node uses it" in ended.err
+
+
+def test_a_removal_that_cannot_be_done_ends_with_the_nodes_words(cluster: PlayedCluster, slice_: Slice) -> None:
+    words = "it cannot be removed: permission denied"
+    cluster.install_steps = [
+        {"state": "removing", "message": "the node is about to remove it"},
+        *[{"state": "failed", "code": "engine.remove_failed", "message": words}] * 50,
+    ]
+    ended = slice_("engine", "remove", "llamacpp@0.3.1", "--wait", "--timeout", "20s")
+    assert ended.code == 1
+    assert f"error[engine.remove_failed]: node box: {words}" in ended.err
+
+
+def test_a_removal_by_force_asks_for_it(cluster: PlayedCluster, slice_: Slice) -> None:
+    assert slice_("engine", "remove", "llamacpp@0.3.1", "--force").code == 0
+    assert sent(cluster, "engines/llamacpp/remove") == {"version": "0.3.1", "node": None, "force": True}
 
 
 def test_an_upgrade_waits_for_new_replicas_and_says_what_moved(cluster: PlayedCluster, slice_: Slice) -> None:

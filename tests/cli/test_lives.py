@@ -137,6 +137,16 @@ def test_a_version_moves_between_stages_and_tells_its_history(filled: PlayedClus
     assert slice_("stage", "smollm2@v9", "staging").code == 3
 
 
+def test_a_changed_template_is_approved_by_its_digest(filled: PlayedCluster, slice_: Slice) -> None:
+    digest = "ab" * 32
+    assert slice_("stage", "smollm2@v2", "production", "--approve-template", digest).code == 0
+    assert slice_("alias", "set", "chat", "smollm2@v1", "--approve-template", digest).code == 0
+    assert [body.get("approve_template") for _, body in filled.sent("PUT")] == [digest, digest]
+    assert "APPROVED" not in slice_("stage", "history", "smollm2@v2").out
+    filled.stages = [{**filled.stages[0], "approved_template": digest}]
+    assert digest[:12] in slice_("stage", "history", "smollm2@v2").out
+
+
 def test_a_move_that_the_table_lacks_is_a_conflict(filled: PlayedCluster, slice_: Slice) -> None:
     assert slice_("stage", "smollm2@v1", "production").code == 5
 
@@ -189,6 +199,7 @@ def test_one_version_is_deleted(filled: PlayedCluster, slice_: Slice) -> None:
 )
 def test_the_tables_fit_a_terminal_of_a_hundred_columns(filled: PlayedCluster, slice_: Slice, words: list[str]) -> None:
     filled.stages = [{"at": things.CREATED, "from": "candidate", "to": "staging", "reason": "evals passed " * 12}]
+    filled.stages.append({**filled.stages[0], "approved_template": "ab" * 32})
     terminal = slice_.on_terminal(*words, NO_COLOR="1")
     assert terminal.end() == 0
     lines = re.sub(r"\x1b\[[0-9;]*m|\r", "", terminal.seen).split("\n")

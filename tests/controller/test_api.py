@@ -224,7 +224,11 @@ async def test_the_controller_outlives_its_database(server: Server, cluster: Clu
         async def is_ready() -> bool:
             return (await cluster.get("deployments/fake"))["state"] == "ready"
 
+        async def is_routed() -> bool:
+            return [len(one["targets"]) for one in (await cluster.get("routes"))["items"]] == [1]
+
         await until_async(is_ready)
+        await until_async(is_routed)  # a pass publishes after it has written that it is ready
         await asyncio.to_thread(server.stop)
         try:
             answer = await cluster.request("GET", "/api/v1/models")

@@ -120,6 +120,11 @@ def test_a_file_is_read_as_it_stands() -> None:
             "request.invalid_field",
             "line 5: stage cannot be 'produktion'. Did you mean 'production'?",
         ),
+        (
+            "models:\n- name: m\n  versions:\n  - source: hf:a/b\n    approve_template: ab",
+            "request.invalid_field",
+            "line 5: approve_template must be 64",
+        ),
         ("a: &x [1]\nmodels: *x", "request.invalid_field", "line 2: references"),
         ("models: [[[[[[[[[[[", "request.invalid_field", "line 1: the file is nested too deeply"),
         ("models: [" * 5000, "request.invalid_field", "line 1"),
@@ -160,7 +165,13 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
             Model(
                 name=name,
                 versions=tuple(
-                    Version(number=number, source=f"file:/{digest[-3:]}.gguf", digest=digest, stage=stage)
+                    Version(
+                        number=number,
+                        source=f"file:/{digest[-3:]}.gguf",
+                        digest=digest,
+                        stage=stage,
+                        approve_template=draw(st.sampled_from(["", "e" * 64])),
+                    )
                     for number, (digest, stage) in enumerate(zip(digests, stages, strict=True), start=1)
                 ),
             )
@@ -182,7 +193,7 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
                 engine_version="1",
                 replicas=draw(st.integers(0, 3)),
                 settings=draw(st.dictionaries(st.sampled_from(["p", "q"]), st.integers(0, 2) | st.booleans())),
-                requires=tuple(draw(st.sets(st.sampled_from(["tools", "seed"])))),
+                requires=tuple(draw(st.lists(st.sampled_from(["tools", "seed"]), max_size=4))),
                 is_enabled=draw(st.booleans()),
                 disabled_answer=draw(st.sampled_from(["not_found", "unavailable"])),
                 runtime=draw(st.sampled_from([None, "external", "container"])),
@@ -350,6 +361,10 @@ def test_what_is_neither_in_the_file_nor_here_is_refused_with_its_line(wanted: B
         ("hf:org/m@" + "c" * 40, DIGEST, "hf:org/m@" + "c" * 40),
         ("file:/a.gguf", "", "file:/a.gguf"),
         ("file:/a-00001-of-00002.gguf", DIGEST, "file:/a-00001-of-00002.gguf"),
+        ("hf:org/m:q/A-00001-of-00002.GGUF", DIGEST, "hf:org/m:q/A-00001-of-00002.GGUF"),
+        ("hf:org/m:a.gguf", DIGEST, "hf:org/m:a.gguf#file=" + "a" * 64),
+        ("hf:org/Model.gguf", DIGEST, "hf:org/Model.gguf"),
+        ("ollama:demo.gguf", DIGEST, "ollama:demo.gguf"),
     ],
 )
 def test_a_pull_is_pinned_by_the_files_digest(source: str, digest: str, expected: str) -> None:

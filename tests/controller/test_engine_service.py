@@ -216,6 +216,17 @@ async def test_a_rollback_below_the_floor_is_refused(make: Make, database: postg
     assert await engines.rollback("demo", Moving(), accept_risk=True) == ("1.0", ())
 
 
+async def test_a_program_that_is_the_default_again_is_no_longer_to_go(make: Make, database: postgres.Database) -> None:
+    engines = make(Demo())
+    await report(database, "nod_1", "2.0", "3.0")
+    await engines.upgrade("demo", InstallWish(version="2.0"), Moving())
+    await engines.upgrade("demo", InstallWish(version="3.0"), Moving())
+    await engines.remove("demo", "2.0", None)
+    assert await wants(database) == {("nod_1", "2.0", "", True)}
+    assert await engines.rollback("demo", Moving(), accept_risk=False) == ("2.0", ())
+    assert await wants(database) == set(), "it lies there: nobody has to bring it"
+
+
 async def test_a_removal_is_wanted_where_the_version_is_and_forgotten_when_it_is_not(
     make: Make, database: postgres.Database
 ) -> None:

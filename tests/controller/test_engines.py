@@ -171,13 +171,79 @@ async def test_a_removal_is_refused_while_used_and_forgotten_when_done(cluster: 
         assert (status, answer["error"]["code"], "chat" in answer["error"]["message"]) == (409, "engine.in_use", True)
         await cluster.ok("DELETE", "deployments/chat")
         await node.until_told(lambda told: not told.replicas)
-        await cluster.ok("POST", "engines/llamacpp/remove", {"version": DEFAULT})
+        await cluster.ok("POST", "engines/llamacpp/remove", {"version": DEFAULT, "force": True})
         told = await node.until_told(lambda told: len(told.engines) == 1)
         assert told.engines[0].is_removed
         assert (await until_shown(cluster, "removing"))["is_wanted"] is False
         await reports(node, fact())
         await node.until_told(lambda told: not told.engines)
         await until_shown(cluster, None)
+
+
+async def test_a_removal_names_the_default_and_idle_deployments_that_pin_it_and_goes_on_by_force(
+    cluster: Cluster,
+) -> None:
+    async with PlayedNode(cluster.socket) as node, PlayedDoor(cluster.socket):
+        await deployed(cluster, node, "chat")
+        await reports(node, fact(install(DEFAULT), install("9.8")))
+        await until_shown(cluster, "ready", "9.8")
+        for name, more in (("off", {"is_enabled": False}), ("none", {"replicas": 0}), ("away", {"node": "far"})):
+            body = {"model": "smollm2", "name": name, "engine_version": "9.8", **more}
+            await cluster.ok("POST", "deployments", body)
+        path = "/api/v1/engines/llamacpp/remove"
+        status, answer = await cluster.request("POST", path, {"version": "9.8"})
+        assert (status, answer["error"]["code"]) == (409, "engine.in_use")
+        assert answer["error"]["message"] == "llamacpp 9.8 is pinned by none, off (disabled)"
+        assert "force" in answer["error"]["hint"]
+        await cluster.ok("POST", "engines/llamacpp/remove", {"version": "9.8", "force": True})
+        await node.until_told(lambda told: [(one.version, one.is_removed) for one in told.engines] == [("9.8", True)])
+
+        for body in ({"version": DEFAULT}, {"version": DEFAULT, "force": True}):
+            status, answer = await cluster.request("POST", path, body)
+            assert (status, answer["error"]["code"]) == (409, "engine.in_use"), "no force stops a replica"
+            assert answer["error"]["message"] == (
+                f"llamacpp {DEFAULT} runs for chat, and is the version that new deployments get"
+            )
+        await cluster.ok("DELETE", "deployments/chat")
+        await node.until_told(lambda told: not told.replicas)
+        _, answer = await cluster.request("POST", path, {"version": DEFAULT})
+        assert answer["error"]["message"] == f"llamacpp {DEFAULT} is the version that new deployments get"
+
+
+async def test_a_failed_install_that_is_to_go_is_shown_as_going_and_what_cannot_go_says_so(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await node.until_told(lambda told: True)
+        await cluster.ok("POST", "engines/llamacpp/install", {"version": "9.9", "allow_unlisted": True})
+        await reports(node, fact(install("9.9", "failed", size_bytes=0, code="disk.full", message="2 GiB more")))
+        await until_shown(cluster, "failed", "9.9")
+        await cluster.ok("POST", "engines/llamacpp/remove", {"version": "9.9"})
+        going = await until_shown(cluster, "removing", "9.9")
+        assert (going["code"], going["message"]) == ("", "the node is about to remove it")
+        words = "it cannot be removed: permission denied"
+        await reports(node, fact(install("9.9", "failed", code="engine.remove_failed", message=words)))
+        kept = await until_shown(cluster, "failed", "9.9")
+        assert (kept["code"], kept["message"]) == ("engine.remove_failed", words)
+
+
+async def test_a_rollback_takes_back_the_wish_to_remove_what_it_returns_to(cluster: Cluster) -> None:
+    async with (
+        PlayedNode(cluster.socket) as node,
+        PlayedNode(cluster.socket, node_id="nod_2", name="far", machine_id="m2") as far,
+    ):
+        for one in (node, far):
+            await one.until_told(lambda told: True)
+            await reports(one, fact(install(DEFAULT), install("9.9")))
+        for name in ("box", "far"):
+            await until_shown(cluster, "ready", "9.9", name)
+        await cluster.ok("POST", "engines/llamacpp/upgrade", {"version": "9.9"})
+        await far.hang_up()
+        await cluster.ok("POST", "engines/llamacpp/remove", {"version": DEFAULT})
+        await node.until_told(lambda told: any(one.is_removed for one in told.engines))
+        await cluster.ok("POST", "engines/llamacpp/rollback", {})
+        await node.until_told(lambda told: told.engines and not any(one.is_removed for one in told.engines))
+        await far.dial()
+        both = [("9.9", False), (DEFAULT, False)]
+        await far.until_told(lambda told: sorted((one.version, one.is_removed) for one in told.engines) == sorted(both))
 
 
 async def test_what_slice_did_not_install_it_does_not_remove(cluster: Cluster) -> None:

@@ -1,7 +1,8 @@
 """Writers on a real database: stale plans, lost leadership, and the invariants that the schema itself holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from controller import assembly
 from controller.api.stage import Parts
 from controller.deployments.model import DeploymentChange, NewDeployment
-from controller.exchange import Observation
+from controller.exchange import FileReport, Observation
 from controller.fleet.model import EngineFact, Hello, Inventory
 from controller.leadership import Leadership, LeadershipLostError
 from controller.ledger.service import Bell
@@ -18,10 +19,12 @@ from controller.reconcile.commit import Commit, StalePlanError
 from controller.reconcile.lifecycle import Steps
 from controller.reconcile.loop import LoopConfig
 from core.devices import CPU_DEVICE, DeviceKind, DeviceReading
+from core.ids import NodeId, PullId, Sha256
 from core.infra import postgres
 from core.infra.clock import SystemClock
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
+from core.states import PullState
 from scheduler.plan import plan
 
 NOTHING = Steps(stops=(), gone=(), ended=(), pulls={}, wake_at=None)
@@ -175,6 +178,32 @@ async def test_whole_passes_come_to_rest_by_themselves(reign: Reign) -> None:
     changes = [(await reign.parts.loop.one_pass())[0] for _ in range(4)]
     assert changes == [True, False, False, False]
     assert reign.parts.routes.version == (1 << 32) + 2, "the sentence of the waiting route changed once"
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {
+            "engines": (
+                EngineFact(engine="fake", is_usable=True, reason="\x00", device_kinds=(), installed_versions=()),
+            )
+        },
+        {"files": (FileReport(want_id=PullId(""), state=PullState.DONE, sha256=Sha256("none")),)},
+    ],
+    ids=["text", "digest"],
+)
+async def test_a_report_that_no_table_takes_keeps_nobody_else_waiting(reign: Reign, unfit: dict[str, Any]) -> None:
+    sessions = {}
+    for number in (2, 3):
+        node_id = NodeId(f"nod_{number}")
+        other = replace(hello(), node_id=node_id, node_name=f"box{number}", machine_id=f"m{number}")
+        sessions[node_id] = await reign.parts.fleet.open(other)
+    seen = reign.parts.fleet.nodes()[NodeId("nod_2")].observation
+    assert seen is not None
+    reign.parts.fleet.receive(sessions[NodeId("nod_2")], replace(seen, **unfit))
+    await reign.parts.loop.one_pass()
+    states = {row.name: row.state for row in (await picture_of(reign)).nodes}
+    assert (states["box"], states["box3"]) == ("ready", "ready")
 
 
 @pytest.mark.parametrize(

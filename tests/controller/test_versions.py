@@ -1,5 +1,6 @@
 """Versions of many files: what a node reports of a pull, what becomes of it, and which version an engine gets."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.waiting import until_async
 COMMIT = "a" * 40
 PINNED = f"hf:org/tiny@{COMMIT}"
 TEMPLATE = "{{ messages }}"
+TEMPLATE_SHA256 = hashlib.sha256(TEMPLATE.encode()).hexdigest()
 FACTS = {
     "format": "safetensors",
     "size_bytes": 300,
@@ -63,7 +65,7 @@ async def finish(node: PlayedNode, pull: Any, *files: pb.VersionFile, resolved: 
         facts_json=json.dumps({**FACTS, **facts}),
         version_files=files,
         chat_template=TEMPLATE,
-        chat_template_sha256="ab",
+        chat_template_sha256=TEMPLATE_SHA256,
         template_findings=["it says socket"],
         resolved_source=resolved,
     )
@@ -99,7 +101,7 @@ async def test_a_folder_of_files_becomes_a_version_that_other_nodes_can_fetch_fi
         assert shown == {
             "model": "tiny",
             "version": 1,
-            "sha256": "ab",
+            "sha256": TEMPLATE_SHA256,
             "text": TEMPLATE,
             "findings": ["it says socket"],
         }

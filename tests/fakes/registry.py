@@ -22,7 +22,7 @@ class Registry:
         return self.site.url
 
     def push(self, name: str, tag: str, layers: list[tuple[str, bytes]], **more: object) -> dict[str, str]:
-        """Put a model under `namespace/name`; return the digest of each kind of layer."""
+        """Put a model under `namespace/name`; return the digest of each kind of layer and of the manifest."""
         listed, digests = [], {}
         for kind, data in layers:
             digest = hashlib.sha256(data).hexdigest()
@@ -48,7 +48,11 @@ class Registry:
             "layers": listed,
             **more,
         }
-        self.site.put(f"/v2/{name}/manifests/{tag}", json.dumps(body).encode(), headers={"content-type": MANIFEST})
+        text = json.dumps(body).encode()
+        digests["manifest"] = hashlib.sha256(text).hexdigest()
+        self.site.put(f"/v2/{name}/manifests/{tag}", text, headers={"content-type": MANIFEST})
+        # Where Ollama's own client looks for a manifest of a digest.
+        self.site.put(f"/v2/{name}/blobs/sha256:{digests['manifest']}", text)
         return digests
 
 

@@ -97,6 +97,15 @@ async def test_a_version_that_a_replica_uses_stays_and_says_who(tmp_path: Path) 
         assert not (tmp_path / "engines/demo/1.0").exists()
 
 
+async def test_a_version_that_cannot_be_removed_says_so_under_a_code_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "engines/demo").mkdir(parents=True)
+    (tmp_path / "engines/demo/1.0").write_text("no directory, so nothing can be taken out of it")
+    async with house(tmp_path, Demo()) as engines:
+        engines.apply([order(is_removed=True)], nobody)
+        kept = await until_state(engines, Demo(), InstallState.FAILED)
+        assert (kept.code, kept.message) == ("engine.remove_failed", "it cannot be removed: not a directory")
+
+
 async def test_a_wish_that_is_withdrawn_ends_the_trying_but_removes_nothing(tmp_path: Path) -> None:
     demo_wheel(tmp_path)
     async with house(tmp_path, Demo()) as engines:
@@ -187,7 +196,7 @@ async def test_an_installed_program_stands_beside_the_paths_and_a_pin_chooses(tm
         engines.apply([order("2.1", is_removed=True), order("2.0", is_removed=True)], nobody)
         await trees.until(lambda: not installed.exists())
         kept = await until_state(engines, Program(), InstallState.READY, "2.0")
-        assert "found at" in kept.message
+        assert (kept.code, "found at" in kept.message) == ("engine.not_installed", True)
 
 
 async def test_a_program_of_another_version_than_asked_for_is_not_installed(tmp_path: Path) -> None:

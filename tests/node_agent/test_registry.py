@@ -54,7 +54,7 @@ async def test_a_model_of_a_registry_comes_with_its_texts_the_weights_first(tmp_
             assert [part.path for part in done.version_files] == [
                 *("demo.gguf", "ollama/license", "ollama/template", "ollama/params", "ollama/license-2")
             ]
-            assert done.resolved_source == f"ollama:demo:135m@sha256:{digests['model']}"
+            assert done.resolved_source == f"ollama:demo:135m#manifest={digests['manifest']}"
             assert done.version_files[2].source.startswith(f"ollama:demo:135m@sha256:{digests['template']}")
             assert it.store.path_of(sha256(b"Apache-2.0")).read_bytes() == b"Apache-2.0"
             before = len(registry.site.seen)
@@ -62,6 +62,43 @@ async def test_a_model_of_a_registry_comes_with_its_texts_the_weights_first(tmp_
             assert [one.path for one in registry.site.seen[before:]] == ["/v2/library/demo/manifests/135m"]
             await pulled(it, done.resolved_source, "pul_3")
             assert len(registry.site.seen) == before + 1
+
+
+async def test_a_model_of_weights_alone_is_pinned_by_them(tmp_path: Path) -> None:
+    with registries.registry() as registry:
+        digests = registry.push("library/demo", "latest", [("model", GGUF)])
+        async with node(tmp_path, ollama_registry=registry.url) as it:
+            done = await pulled(it, "ollama:demo")
+            assert done.resolved_source == f"ollama:demo@sha256:{digests['model']}#file={digests['model']}"
+
+
+async def test_another_node_gets_all_that_a_pinned_manifest_names_even_when_the_tag_has_moved(tmp_path: Path) -> None:
+    with registries.registry() as registry:
+        registry.push("library/demo", "135m", LAYERS)
+        async with node(tmp_path / "one", ollama_registry=registry.url) as it:
+            first = await pulled(it, "ollama:demo:135m")
+        registry.push("library/demo", "135m", [*LAYERS[:2], ("template", b"{{ .Other }}")])
+        async with node(tmp_path / "other", ollama_registry=registry.url) as other:
+            again = await pulled(other, first.resolved_source)
+            assert (again.version_files, again.resolved_source) == (first.version_files, first.resolved_source)
+            moved = await pulled(other, "ollama:demo:135m", "pul_2")
+            assert len(moved.version_files) == 3
+            assert moved.resolved_source != first.resolved_source
+
+
+@pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "deleted"])
+async def test_a_pinned_manifest_that_the_registry_has_not_kept_is_refused(tmp_path: Path, is_moved: bool) -> None:
+    with registries.registry() as registry:
+        digests = registry.push("library/demo", "latest", LAYERS)
+        del registry.site.things[f"/v2/library/demo/blobs/sha256:{digests['manifest']}"]
+        if is_moved:
+            registry.push("library/demo", "latest", [("model", GGUF)])
+        else:
+            del registry.site.things["/v2/library/demo/manifests/latest"]
+        async with node(tmp_path, ollama_registry=registry.url) as it:
+            failed = await pulled(it, f"ollama:demo#manifest={digests['manifest']}")
+            assert failed.code == "source.digest_mismatch"
+            assert it.files() == []
 
 
 async def test_each_blob_can_be_fetched_alone_by_another_node(tmp_path: Path) -> None:
@@ -86,7 +123,7 @@ async def test_a_registry_named_in_the_source_must_be_public_or_configured(tmp_p
         async with node(tmp_path / "two", source_hosts=registry.url) as it:
             done = await pulled(it, source)
             assert done.state == "done"
-            assert done.resolved_source.startswith(f"{source}@sha256:")
+            assert done.resolved_source.startswith(f"{source}#manifest=")
 
 
 @pytest.mark.parametrize(
