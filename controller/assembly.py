@@ -172,6 +172,7 @@ def build(
         leaving=Leaving(
             database=database,
             fleet=fleet,
+            certificates=certificates,
             events=ledger,
             wakeups=wakeups,
             clock=clock,
