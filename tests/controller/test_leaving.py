@@ -25,6 +25,7 @@ class Boxes(AsyncExitStack):
     async def add(self, name: str, **more: Any) -> PlayedNode:
         node = PlayedNode(self.cluster.socket, node_id=f"nod_{name}", name=name, machine_id=name, **more)
         self.nodes[name] = await self.enter_async_context(node)
+        await self.until(f"nodes/{name}", lambda one: one["state"] == "ready", f"node {name}")
         return node
 
     async def replicas(self) -> list[Any]:
