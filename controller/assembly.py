@@ -173,6 +173,7 @@ def build(
         leaving=Leaving(
             database=database,
             fleet=fleet,
+            certificates=certificates,
             events=ledger,
             wakeups=wakeups,
             clock=clock,

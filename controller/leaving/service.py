@@ -9,12 +9,14 @@ from datetime import datetime
 from typing import Protocol
 
 from controller.fleet.model import NodeNow
+from controller.identity.certificates import Certificates
 from controller.leaving import store
 from controller.reconcile import picture as pictures
 from controller.registry import store as registry_store
 from core.clock import Clock
 from core.errors import Failure
 from core.events import Happening, Subject
+from core.identities import Role
 from core.ids import NodeId, ReplicaId
 from core.infra import postgres
 from core.names import did_you_mean
@@ -41,6 +43,7 @@ class Leaving:
         *,
         database: postgres.Database,
         fleet: LiveNodes,
+        certificates: Certificates,
         events: EventLog[postgres.Connection],
         wakeups: Wakeups,
         clock: Clock,
@@ -49,6 +52,7 @@ class Leaving:
     ) -> None:
         self._database = database
         self._fleet = fleet
+        self._certificates = certificates
         self._events = events
         self._wakeups = wakeups
         self._clock = clock
@@ -165,20 +169,22 @@ class Leaving:
                 not `is_forced`; `storage.unavailable`.
         """
 
-        async def work() -> store.HeldNode:
+        async def work() -> tuple[store.HeldNode, frozenset[str]]:
             async with self._database.transaction() as connection:
                 node = await self._node(connection, word)
                 self._check_may_go(node, is_forced=is_forced)
                 gone = await store.forget(connection, node.node_id)
+                serials = await self._certificates.revoke(connection, Role.NODE, node.node_id)
                 await registry_store.sweep(connection)
                 for replica_id in gone:
                     message = f"a replica is gone with node {node.name}, which was forgotten"
                     await self._tell_replica(connection, replica_id, "replica_gone", message)
                 await self._tell_node(connection, node, "node_forgotten", "was forgotten")
-                return node
+                return node, serials
 
-        node = await postgres.repeated(work)
-        self._fleet.forget(NodeId(node.node_id), node.created_at)
+        node, serials = await postgres.repeated(work)
+        self._fleet.forget(NodeId(node.node_id), node.created_at)  # first: it says why the session ends
+        self._certificates.forbid(serials)
         self._wakeups.wake("node_forgotten")
 
     async def expiries(self) -> dict[str, datetime]:

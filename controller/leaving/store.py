@@ -65,10 +65,6 @@ SELECT replica_id, state, 'stopped', incarnation, 'its node was forgotten'
 """
 _FORGET_REPLICAS = "DELETE FROM controller.replica WHERE node_id = %(node_id)s RETURNING replica_id"
 _FORGET_NODE = "DELETE FROM controller.node WHERE node_id = %(node_id)s"
-_REVOKE = """
-UPDATE controller.certificate SET revoked_at = now()
- WHERE role = 'node' AND subject = %(node_id)s AND revoked_at IS NULL
-"""
 _EXPIRIES = """
 SELECT subject AS node_id, max(expires_at) AS expires_at FROM controller.certificate
  WHERE role = 'node' AND revoked_at IS NULL GROUP BY subject
@@ -158,12 +154,11 @@ async def stay(connection: postgres.Connection, replica_id: str) -> None:
 
 
 async def forget(connection: postgres.Connection, node_id: str) -> tuple[str, ...]:
-    """Delete all that is known of a node and revoke its certificates; return the replicas that went with it."""
+    """Delete all that is known of a node; return the replicas that went with it."""
     row = {"node_id": node_id}
     await postgres.execute(connection, _FORGET_EVENTS, row)
     gone = await (await connection.execute(_FORGET_REPLICAS, row)).fetchall()
     await postgres.execute(connection, _STAY_FROM, row)
-    await postgres.execute(connection, _REVOKE, row)
     await postgres.execute(connection, _FORGET_NODE, row)
     return tuple(sorted(str(found[0]) for found in gone))
 

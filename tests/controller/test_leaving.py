@@ -8,6 +8,8 @@ from typing import Any
 from core.infra import postgres
 from tests.controller.cluster import Cluster
 from tests.controller.played import PlayedDoor, PlayedNode
+from tests.controller.remote import Machine, RemoteNode, free_ports, minted
+from tests.controller.test_joining import until_rejected, until_shown
 from tests.controller.test_reconcile import deploy_fake, until_state
 from tests.waiting import until_async
 
@@ -23,6 +25,7 @@ class Boxes(AsyncExitStack):
     async def add(self, name: str, **more: Any) -> PlayedNode:
         node = PlayedNode(self.cluster.socket, node_id=f"nod_{name}", name=name, machine_id=name, **more)
         self.nodes[name] = await self.enter_async_context(node)
+        await self.until(f"nodes/{name}", lambda one: one["state"] == "ready", f"node {name}")
         return node
 
     async def replicas(self) -> list[Any]:
@@ -344,3 +347,26 @@ async def test_an_unknown_node_is_said_to_be_unknown(cluster: Cluster) -> None:
     for call in ("cordon", "uncordon", "drain"):
         assert (await refused(cluster, "POST", f"nodes/nowhere/{call}"))[:2] == (404, "node.not_found")
     assert (await refused(cluster, "DELETE", "nodes/nowhere"))[:2] == (404, "node.not_found")
+
+
+async def test_a_forgotten_machine_comes_back_only_by_joining_again(url: str, runtime: Path) -> None:
+    async with Cluster(url, runtime, node_port=free_ports()) as cluster:
+        await cluster.ready()
+        machine = Machine(authority=runtime / "authority.pem", port=cluster.node_port)
+        await machine.join(await minted(cluster, name="far"))
+        old = machine.certificate_pem
+        async with RemoteNode(machine) as node:
+            await until_shown(cluster, "far", "ready")
+            assert (await cluster.get("nodes/far"))["certificate_expires_at"] is not None
+            assert (await cluster.request("DELETE", "/api/v1/nodes/far?force=true"))[0] == 204
+            assert (await until_rejected(node)).code == "node.not_joined"
+        async with RemoteNode(machine) as node:
+            reject = await until_rejected(node)
+            assert (reject.code, reject.is_fatal) == ("node.certificate_invalid", True)
+        assert (await cluster.get("nodes"))["items"] == []
+        await machine.join(await minted(cluster, name="far"))
+        async with RemoteNode(machine, channel=machine.channel(old)) as node:
+            assert (await until_rejected(node)).code == "node.certificate_invalid"
+        async with RemoteNode(machine) as node:
+            await until_shown(cluster, "far", "ready")
+            assert node.reject is None
