@@ -9,12 +9,17 @@ import contextlib
 import hashlib
 import io
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from bench.report import Section, spread
 from core.ids import Sha256
@@ -30,10 +35,18 @@ from tests.node_agent import givers
 from tests.node_agent.benches import bench, safetensors_header
 from tests.node_agent.nodes import free_ports
 
-RUNS = 7
+RUNS = 3
 SIZE_BYTES = 1024**3
 _NOWHERE = "https://127.0.0.1:9/model.safetensors"
 _NOBODY = Watch(admit=lambda more: None, told=lambda done, total: None, look=lambda head: None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Seconds by the clock, and of CPU in all processes."""
+
+    wall_s: float
+    cpu_s: float
 
 
 def measured(folder: Path | None = None) -> list[Section]:
@@ -57,9 +70,7 @@ async def _copies(root: Path) -> Section:
                 by_hand.append(await _timed(root, lambda: _by_hand(stored, root / "copy", digest)))
                 to_digest.append(await _fetched(root, peers, peer, order))
                 by_hand_synced.append(await _timed(root, lambda: _by_hand(stored, root / "copy", digest, "sync")))
-                since = time.perf_counter()
-                await node.pulls.ensure(order)
-                whole.append(time.perf_counter() - since)
+                whole.append(await _took(root, node.pulls.ensure(order)))
                 await node.pulls.remove(digest)
     return _section(by_hand, to_digest, by_hand_synced, whole)
 
@@ -113,38 +124,50 @@ def _by_hand(source: Path, copy: Path, digest: str, *more: str) -> None:
         subprocess.run([program, str(copy)], check=True)
 
 
-async def _timed(root: Path, work: Callable[[], None]) -> float:
-    since = time.perf_counter()
-    await asyncio.to_thread(work)
-    took_s = time.perf_counter() - since
+async def _timed(root: Path, work: Callable[[], None]) -> Took:
+    took = await _took(root, asyncio.to_thread(work))
     (root / "copy").unlink()
-    return took_s
+    return took
 
 
-async def _fetched(root: Path, peers: Peers, peer: Peer, order: FileOrder) -> float:
+async def _fetched(root: Path, peers: Peers, peer: Peer, order: FileOrder) -> Took:
     remote = Remote(name=order.path, url="", size_bytes=order.size_bytes, sha256=order.sha256)
-    since = time.perf_counter()
-    await peers.fetch((peer,), remote, root / "copy", _NOBODY)
-    took_s = time.perf_counter() - since
+    took = await _took(root, peers.fetch((peer,), remote, root / "copy", _NOBODY))
     (root / "copy").unlink()
     (root / "copy.json").unlink(missing_ok=True)
-    return took_s
+    return took
 
 
-def _section(by_hand: list[float], to_digest: list[float], synced: list[float], whole: list[float]) -> Section:
-    def row(what: str, times: list[float], against: list[float] | None, bar: str) -> tuple[str, ...]:
-        rates = [SIZE_BYTES / 1024**2 / took_s for took_s in times]
-        shares = [] if against is None else [mine / theirs for mine, theirs in zip(against, times, strict=True)]
+async def _took(root: Path, work: Awaitable[object]) -> Took:
+    before, since = _cpu_s(root), time.perf_counter()
+    await work
+    return Took(wall_s=time.perf_counter() - since, cpu_s=_cpu_s(root) - before)
+
+
+def _cpu_s(root: Path) -> float:
+    """Return the CPU seconds so far of this process, its ended children and the plane's HAProxy."""
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    proxies = [one for one in psutil.process_iter(["name", "cwd"]) if one.info["cwd"] == str(root / "plane" / "a")]
+    return sum(one.ru_utime + one.ru_stime for one in own) + sum(sum(one.cpu_times()[:2]) for one in proxies)
+
+
+def _section(by_hand: list[Took], to_digest: list[Took], synced: list[Took], whole: list[Took]) -> Section:
+    def row(what: str, times: list[Took], against: list[Took] | None, bar: str) -> tuple[str, ...]:
+        rates = [SIZE_BYTES / 1024**2 / took.wall_s for took in times]
+        shares = [hand.wall_s / took.wall_s for hand, took in zip(against or [], times, strict=False)]
+        cpu = f"{statistics.median(took.cpu_s for took in times):.1f} s"
         share = f"{sorted(shares)[len(shares) // 2]:.0%} ({min(shares):.0%} to {max(shares):.0%})" if shares else ""
-        return what, *spread(rates, "MiB/s", 0), share, bar
+        return what, *spread(rates, "MiB/s", 0), cpu, share, bar
 
     return Section(
         title="A file of 1 GiB from node to node of one machine",
         method=f"{RUNS} runs of each in turn, random bytes, source in the page cache, no reflink. By hand: `cp` and "
         "`sha256sum` of the copy. Node to node: file server (sendfile) -> HAProxy with mTLS -> download in ranges -> "
         "SHA-256. Into the store: the same as for a replica, with its fsync, against `cp`, `sha256sum` and `sync` of "
-        "the copy. Shares are of pairs of runs. The machine was shared with other work meanwhile.",
-        header=("copy", "median", "minimum", "maximum", "share of by hand, median (spread)", "bar"),
+        "the copy. Shares are of pairs of runs. CPU: user and system seconds of all processes of a copy, median. By "
+        "hand one process works at a time: beside other programs, more processes get more of the machine, so that the "
+        "CPU seconds say more than the shares when it is busy. The machine was shared with other work meanwhile.",
+        header=("copy", "median", "minimum", "maximum", "CPU", "share of by hand, median (spread)", "bar"),
         rows=(
             row("by hand: cp + sha256sum", by_hand, None, ""),
             row("node to node, to the verified file", to_digest, by_hand, "70 %"),
