@@ -81,7 +81,7 @@ def sharing(picture: Picture) -> Sharing:
     planes = {
         row.node_id: Peer(node_id=row.node_id, host=row.plane_host, port=row.plane_port)
         for row in picture.nodes
-        if row.plane_host and row.state == NodeState.READY.value
+        if row.plane_host and row.is_approved and row.state == NodeState.READY.value
     }
     holders: dict[str, list[str]] = {}
     for place in picture.stored:
@@ -95,7 +95,7 @@ def sharing(picture: Picture) -> Sharing:
         if sha256 not in best or seeker.rank < best[sha256].rank:
             best[sha256] = seeker
     return Sharing(
-        reachable=frozenset(row.node_id for row in picture.nodes if row.plane_host),
+        reachable=frozenset(row.node_id for row in picture.nodes if row.plane_host and row.is_approved),
         planes=planes,
         held=held,
         holders={sha256: tuple(sorted(nodes)) for sha256, nodes in holders.items()},

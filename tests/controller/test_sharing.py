@@ -45,6 +45,8 @@ def row(node_id: str, **fields: Any) -> NodeRow:
         "created_at": NOW,
         "plane_host": "10.0.0.1",
         "plane_port": 7000 + int(node_id[-1]),
+        "is_approved": True,
+        "joined_at": NOW,
     }
     return NodeRow(**{**values, **fields})
 
@@ -137,12 +139,21 @@ def test_at_most_three_peers_are_named_and_many_nodes_do_not_all_ask_the_same_on
     [
         ((place("nod_1"),), (row("nod_0"), row("nod_1", state="suspect"))),
         ((place("nod_1"),), (row("nod_0"), row("nod_1", state="lost"))),
+        ((place("nod_1"),), (row("nod_0"), row("nod_1", is_approved=False))),
         ((place("nod_1"),), (row("nod_0"), row("nod_1", plane_host="", plane_port=0))),
         ((place("nod_1"),), (row("nod_0", plane_host="", plane_port=0), row("nod_1"))),
         ((place("nod_1", is_leaving=True),), (row("nod_0"), row("nod_1"))),
         ((place("nod_0"),), (row("nod_0"), row("nod_1"))),
     ],
-    ids=["suspect", "lost", "without a plane", "for one without a plane", "leaving", "has it itself"],
+    ids=[
+        "suspect",
+        "lost",
+        "waits for approval",
+        "without a plane",
+        "for one without a plane",
+        "leaving",
+        "has it itself",
+    ],
 )
 def test_nobody_is_sent_to_who_cannot_give_it(stored: tuple[StoredPlace, ...], nodes: tuple[NodeRow, ...]) -> None:
     assert ways(seen(on("nod_0"), stored=stored, nodes=nodes))["nod_0"] == Way()
