@@ -1,0 +1,185 @@
+"""Three machines in network namespaces: the controller's, `one`, and two that joined, `two` and `three`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.infra import cluster
+from tests.joining.machine import Machine, a_machine
+from tests.many.places import Place, places
+from tests.waiting import until_async
+
+_ASKER = Path(__file__).with_name("asker.py")
+
+
+@dataclass
+class Heard:
+    """What an asker has said so far; instants are this machine's monotonic clock, which namespaces share."""
+
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def errors(self, since: float = 0.0) -> list[str]:
+        """Return what went wrong with requests that began after `since`."""
+        return [one["error"] for one in self.answers if one["begun"] >= since and one["error"]]
+
+    def good(self, since: float) -> list[dict[str, Any]]:
+        """Return the good answers to requests that began after `since`."""
+        return [one for one in self.answers if one["begun"] >= since and not one["error"]]
+
+    def first(self, since: float, what: str, is_so: Callable[[dict[str, list[str]]], bool]) -> float | None:
+        """Return the seconds from `since` to the first look at `what` of which `is_so` holds."""
+        for change in self.changes:
+            if change["event"] == what and change["at"] >= since and is_so(change["items"]):
+                return float(change["at"]) - since
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Three:
+    """The cluster; `machines` and `networks` by the names of the nodes."""
+
+    machines: dict[str, Machine]
+    networks: dict[str, Place]
+    hub: str
+
+    @property
+    def here(self) -> Machine:
+        """The controller's machine."""
+        return self.machines["one"]
+
+    async def nodes(self) -> dict[str, dict[str, Any]]:
+        """Return every node by its name."""
+        return {node["name"]: node for node in (await self.here.json("node", "list"))["items"]}
+
+    async def replicas(self, deployment: str) -> list[dict[str, Any]]:
+        """Return the replicas of a deployment."""
+        return [one for one in (await self.here.json("ps"))["items"] if one["deployment"] == deployment]
+
+    async def until_node(self, name: str, state: str, deadline_s: float = 40.0) -> None:
+        """Wait until a node is in `state`."""
+
+        async def is_so() -> bool:
+            return (await self.nodes()).get(name, {}).get("state") == state
+
+        await until_async(is_so, deadline_s, f"node {name} to be {state}")
+
+    async def until_ready(self, deployment: str, count: int = 1, deadline_s: float = 60.0) -> list[dict[str, Any]]:
+        """Wait until a deployment has exactly `count` replicas, all ready."""
+        found: list[dict[str, Any]] = []
+
+        async def is_so() -> bool:
+            found[:] = await self.replicas(deployment)
+            return [one["state"] for one in found] == ["ready"] * count
+
+        await until_async(is_so, deadline_s, f"{count} of {deployment}")
+        return found
+
+    def pids(self, name: str) -> list[int]:
+        """Return every process in a machine's network."""
+        said = subprocess.run(["ip", "netns", "pids", self.networks[name].name], capture_output=True, text=True)
+        return [int(word) for word in said.stdout.split()]
+
+    def signal(self, name: str, number: signal.Signals) -> float:
+        """Send a signal to all of a machine's processes; return when."""
+        at = time.monotonic()
+        for _ in range(3):  # what was forked meanwhile too
+            for pid in self.pids(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        return at
+
+    def cut(self, name: str) -> float:
+        """Pull a machine's plug out of the network; return when."""
+        return self._wire(name, "down")
+
+    def heal(self, name: str) -> float:
+        """Put the plug back; return when."""
+        return self._wire(name, "up")
+
+    def _wire(self, name: str, state: str) -> float:
+        port = f"port{list(self.networks).index(name)}"
+        subprocess.run(["ip", "-n", self.hub, "link", "set", port, state], check=True)
+        return time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def asking(self, model: str, *, clients: int, words: int = 20) -> AsyncIterator[Heard]:
+        """Ask the door from `clients` clients without pause, and watch the cluster, for the length of the block."""
+        block = cluster.load(self.here.data_dir)
+        assert block is not None
+        settings = {
+            "door": block.openai_base_url,
+            "admin": block.controller_url,
+            "key": block.secret_file("api_key").read_text().strip(),
+            "token": block.secret_file("operator_token").read_text().strip(),
+            "model": model,
+            "clients": clients,
+            "words": words,
+        }
+        prefix = self.networks["one"].prefix
+        asker = await asyncio.create_subprocess_exec(
+            *prefix,
+            sys.executable,
+            "-I",
+            str(_ASKER),
+            json.dumps(settings),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=1024**2,
+        )
+        heard = Heard()
+        reading = asyncio.ensure_future(_read(asker.stdout, heard))
+        try:
+            yield heard
+        finally:
+            assert asker.stdin is not None
+            asker.stdin.close()
+            await reading
+            await asker.wait()
+
+
+async def _read(lines: Any, heard: Heard) -> None:
+    async for line in lines:
+        said = json.loads(line)
+        (heard.answers if said["event"] == "answer" else heard.changes).append(said)
+
+
+@contextlib.contextmanager
+def _resumed(three: Three) -> Iterator[None]:
+    """Let whatever a test stopped or cut go on, so that it can be ended."""
+    try:
+        yield
+    finally:
+        for name in three.networks:
+            three.signal(name, signal.SIGCONT)
+            three.heal(name)
+
+
+@contextlib.asynccontextmanager
+async def three_machines(*more: str) -> AsyncIterator[Three]:
+    """Give the cluster, all nodes ready; `more` are further words of `slice up`."""
+    with places(3) as networks:
+        async with contextlib.AsyncExitStack() as stack:
+            machines = {
+                name: await stack.enter_async_context(a_machine(command=place.command))
+                for name, place in zip(("one", "two", "three"), networks, strict=True)
+            }
+            by_name = dict(zip(machines, networks, strict=True))
+            three = Three(machines=machines, networks=by_name, hub=networks[0].name[:-2] + "x")
+            stack.enter_context(_resumed(three))
+            up = ("up", "--node-host", networks[0].address, "--starter-model", "", *more)
+            await three.here.slice(*up, timeout_s=300)
+            for name in ("two", "three"):
+                line = (await three.here.slice("node", "token", "create")).out.strip()
+                await machines[name].slice("node", "join", *line.split()[3:], "--name", name)
+                await three.until_node(name, "ready")
+            yield three
