@@ -26,6 +26,14 @@ class Endpoint(StrEnum):
     EMBEDDINGS = "embeddings"
 
 
+OPENAI_PATHS: Mapping[Endpoint, str] = {
+    Endpoint.CHAT: "/v1/chat/completions",
+    Endpoint.COMPLETIONS: "/v1/completions",
+    Endpoint.EMBEDDINGS: "/v1/embeddings",
+}
+"""Where an engine answers an endpoint for which its dialect names no path of its own."""
+
+
 class Capability(StrEnum):
     """What a deployment may require of its engine: endpoints, and powers within them."""
 

@@ -2,6 +2,7 @@
 
 python -m bench            the main job: startup, latency and memory
 python -m bench startup    one measurement of it
+python -m bench plane      what a node's data plane adds; starts no cluster
 python -m bench engines    four engines at once; needs what `make engines` builds
 """
 
@@ -10,7 +11,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import engines, latency, memory, report, startup
+from bench import engines, latency, memory, plane, report, startup
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -21,6 +22,9 @@ def main(chosen: list[str]) -> int:
     wanted = set(chosen) or {"startup", "latency", "memory"}
     if wanted == {"engines"}:
         return _engines()
+    if wanted == {"plane"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-plane", plane.measured()).read_text())
+        return 0
     sections: list[report.Section] = []
     with a_cluster() as running:
         running.up()

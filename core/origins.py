@@ -122,6 +122,16 @@ def address_fault(address: IpAddress, *, is_tls: bool) -> str:
     return ""
 
 
+def is_host(text: str) -> bool:
+    """Return whether `text` is an address, or a name as a resolver takes it."""
+    return address_of(text) is not None or (bool(_HOST.match(text)) and not _looks_numeric(text))
+
+
+def is_carried(origin: Origin) -> bool:
+    """Return whether a node's data plane leads to it: http on the node's own 127.0.0.1, where no other machine gets."""
+    return not origin.is_tls and origin.host.lower() in ("127.0.0.1", "localhost")
+
+
 def is_loopback(origin: Origin) -> bool:
     """Return whether the origin names the machine it is used on."""
     return addresses.is_loopback(origin.host.lower())

@@ -16,7 +16,8 @@ from core.infra.logs import Log
 from gateway import keys
 from gateway.body import ClientGone, Receive, discard_body, read_body
 from gateway.openai import errors, models, requests
-from gateway.relay import Call, ClientStalled, Relay, Send, unknown_model
+from gateway.refusals import unknown_model
+from gateway.relay import Call, ClientStalled, Relay, Send
 from gateway.table import Table
 
 Scope = Mapping[str, Any]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from core.clock import Clock
 from core.ids import ReplicaId
 from gateway.chance import Chance
-from gateway.table import Target
+from gateway.table import Spawn, Target
 
 SKIP_S = 1.0
 """How long a target that refused a connection is passed over, seconds."""
@@ -30,10 +30,10 @@ class Balance:
         self._skipped_until: dict[ReplicaId, float] = {}
         self._demand: Counter[str] = Counter()
 
-    def take(self, targets: Sequence[Target], tried: frozenset[ReplicaId] = frozenset()) -> Target | None:
+    def take(self, targets: Sequence[Target], tried: frozenset[Spawn] = frozenset()) -> Target | None:
         """Return a target and count it busy, or None when all were `tried`; refusers are used when nobody else is."""
         now = self._clock.monotonic()
-        fresh = [target for target in targets if target.replica_id not in tried]
+        fresh = [target for target in targets if target.spawn not in tried]
         willing = [target for target in fresh if self._skipped_until.get(target.replica_id, 0.0) <= now] or fresh
         if not willing:
             return None

@@ -20,6 +20,7 @@ class DoorConfig:
     the last route table is kept (0600), `ports` the names of `core.infra.cluster.PORTS` resolved to port numbers.
     """
 
+    cluster_id: str
     door_id_prefix: str
     host: str
     port: int

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.clock import Clock
 from core.errors import Failure
+from core.identities import Identity, Role
 from core.ids import ReplicaId
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
@@ -17,6 +18,7 @@ from gateway.app import DoorApp
 from gateway.balance import Balance
 from gateway.chance import Chance
 from gateway.config import DoorConfig
+from gateway.papers import DoorPapers
 from gateway.relay import DialectOf, Relay, Timeouts
 from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
 from gateway.upstream import EnginePool
@@ -34,12 +36,24 @@ class Door:
         self._routed: frozenset[ReplicaId] = frozenset()
         self._to_save: routes_pb2.RouteTable | None = None
         self._has_news = asyncio.Event()
+        self._is_replaced = asyncio.Event()
         self._guard = TaskGuard(log)
-        self._pool = EnginePool(clock)
-        self.balance = Balance(chance, clock, self._replica_idle)
         self.door_id = f"{config.door_id_prefix}-{os.getpid()}-{chance.randbytes(4).hex()}"
+        self._papers = DoorPapers(
+            identity=Identity(cluster_id=config.cluster_id, role=Role.DOOR, name=self.door_id),
+            directory=self._file.parent / "tls",
+            target=config.control_target,
+            token=config.token,
+            clock=clock,
+            chance=chance,
+            log=log,
+            on_renewed=lambda: self._pool.forget_planes(),
+        )
+        self._pool = EnginePool(clock, self._papers)
+        self.balance = Balance(chance, clock, self._replica_idle)
         relay = Relay(
             table=lambda: self._table,
+            table_after=self._table_after,
             pool=self._pool,
             balance=self.balance,
             dialect_of=dialect_of,
@@ -81,12 +95,12 @@ class Door:
             self._log.warning("table_copy_unreadable", reason=str(error))
         else:
             if message is not None:
-                self._table = table_from(message)
-                self._routed = self._table.replica_ids()
+                self._serve_by(message)
                 self._log.info("table_loaded", version=message.version)
         await self._guard.__aenter__()
         self._guard.eternal("watch", self._watch.run())
         self._guard.eternal("table-writer", self._write_tables())
+        self._guard.eternal("papers", self._papers.run())
 
     async def stop(self) -> None:
         """End the background tasks and close the resting connections."""
@@ -95,13 +109,25 @@ class Door:
 
     def apply(self, message: routes_pb2.RouteTable) -> None:
         """Serve by `message` from now on; requests under way go on with the replica they have."""
-        self._table = table_from(message)
-        self._routed = self._table.replica_ids()
+        self._serve_by(message)
         self._pool.keep_only(
             frozenset(target.address for route in self._table.routes.values() for target in route.targets)
         )
         self._to_save = message
         self._has_news.set()
+
+    def _serve_by(self, message: routes_pb2.RouteTable) -> None:
+        self._table = table_from(message)
+        self._routed = self._table.replica_ids()
+        self._is_replaced.set()
+        self._is_replaced = asyncio.Event()
+        if self._table.has_planes():
+            self._papers.want()
+
+    async def _table_after(self, version: int) -> None:
+        """Return when another table than `version` is served by."""
+        while self._table.version == version:
+            await self._is_replaced.wait()
 
     def _replica_idle(self, replica_id: ReplicaId) -> None:
         if replica_id not in self._routed:

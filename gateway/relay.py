@@ -6,20 +6,19 @@ must not try again once a byte has gone to the client, and must not pass an engi
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adapters.contract import Dialect, Endpoint
+from adapters.contract import OPENAI_PATHS, Dialect, Endpoint
 from core.clock import Clock
 from core.errors import Failure
-from core.ids import ReplicaId
-from core.names import did_you_mean
-from gateway import words
+from gateway import refusals, words
 from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
-from gateway.table import Route, Table, Target
+from gateway.table import Route, Spawn, Table, Target
 from gateway.upstream import EngineDied, EnginePool, EngineUnreachable, Reply, Request
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -30,10 +29,15 @@ ATTEMPTS = 2
 MAX_WHOLE_BYTES = 64 * 1024**2
 """Largest answer that is no stream; it is held until complete, so that a dying engine gives a clean 502."""
 MAX_ERROR_BYTES = 64 * 1024
+TURNED_AWAY_S = 3.0
+"""How long a request that only data planes have answered waits for a table in which somebody serves: the time of a few
+heartbeats. An engine that was restarted is back under its new incarnation long before."""
+_LOOK_AGAIN_S = 0.5
+_TURNS_AWAY = frozenset({b"stale", b"fenced", b"path", b"role"})
+"""The faults by which a data plane says that this is not, or not now, the engine's machine; no engine saw the request.
+See node_agent/dataplane/design.md."""
 WRITE_STALL_S = 30.0
 """Longest time a client may leave a stream unread before its engine is freed."""
-DISABLED_RETRY_S = 60.0
-"""When to ask again for a disabled model: an operator, not time, enables it."""
 EVENT_STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -72,6 +76,10 @@ class _TryAnother(Exception):
         self.failure = failure
 
 
+class _TurnedAway(_TryAnother):
+    """A data plane refused the request before any engine saw it: what the table says is out of date."""
+
+
 class Relay:
     """Carries requests to the replicas of the current table."""
 
@@ -79,6 +87,7 @@ class Relay:
         self,
         *,
         table: Callable[[], Table],
+        table_after: Callable[[int], Awaitable[None]],
         pool: EnginePool,
         balance: Balance,
         dialect_of: DialectOf,
@@ -86,6 +95,7 @@ class Relay:
         timeouts: Timeouts,
     ) -> None:
         self._table = table
+        self._table_after = table_after
         self._pool = pool
         self._balance = balance
         self._dialect_of = dialect_of
@@ -98,26 +108,49 @@ class Relay:
         Raises:
             Failure: no replica gave one; nothing was sent.
         """
-        tried: set[ReplicaId] = set()
+        tried: set[Spawn] = set()
+        turned_away: set[Spawn] = set()
         failure: Failure | None = None
-        for _ in range(ATTEMPTS):
+        give_up_at = self._clock.monotonic() + TURNED_AWAY_S
+        while len(tried) < ATTEMPTS:
             # Looked up anew each time: a replica unrouted meanwhile gets nothing.
-            route = checked_route(self._table(), call.asked.model, call.endpoint)
-            target = self._balance.take(route.targets, frozenset(tried))
+            table = self._table()
+            route = checked_route(table, call.asked.model, call.endpoint)
+            target = self._balance.take(route.targets, frozenset(tried | turned_away))
             if target is None:
-                break
-            tried.add(target.replica_id)
+                if not turned_away or tried or not await self._looks_again(table.version, give_up_at):
+                    break
+                turned_away.clear()
+                failure = None
+                continue
             try:
                 await self._attempt(call, route, target, send)
                 return
+            except _TurnedAway as error:
+                turned_away.add(target.spawn)
+                failure = error.failure
             except _TryAnother as error:
+                tried.add(target.spawn)
                 failure = error.failure
             finally:
                 self._balance.release(target)
         if failure is None:
             self._balance.unmet(call.asked.model)
-            failure = not_ready(route)
+            failure = refusals.not_ready(route)
         raise failure
+
+    async def _looks_again(self, version: int, give_up_at: float) -> bool:
+        """Wait for another table than `version`, or a little; return whether there is time for another look.
+
+        Without another table too: a node that was cut off for a moment takes requests again by its next heartbeat.
+        """
+        left_s = give_up_at - self._clock.monotonic()
+        if left_s <= 0:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_LOOK_AGAIN_S, left_s)):
+                await self._table_after(version)
+        return True
 
     async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
         dialect = self._dialect_of(route.engine)
@@ -125,6 +158,8 @@ class Relay:
         request = engine_request(call, target, dialect, said.body)
         reply, first = await self._first_bytes(target, request, route.public_name)
         try:
+            if target.plane is not None and (fault := reply.header(b"x-slice-fault")):
+                raise self._fault(target, fault, route.public_name)
             if reply.status != 200:
                 body = await self._error_body(reply, first)
                 raise _retried(self.failure_of(call, route, reply.status, body))
@@ -139,6 +174,15 @@ class Relay:
         finally:
             reply.close()
 
+    def _fault(self, target: Target, fault: bytes, model: str) -> Exception:
+        """Return what an answer of a data plane's own means: it is never the engine's, and never shown."""
+        if fault == b"timeout":
+            return refusals.timed_out(model, self._timeouts.first_byte_s)
+        if fault == b"unreachable":
+            self._balance.refused(target)
+            return _TryAnother(refusals.unreachable(model))
+        return _TurnedAway(refusals.unreachable(model)) if fault in _TURNS_AWAY else _TryAnother(refusals.died(model))
+
     async def _first_bytes(self, target: Target, request: Request, model: str) -> tuple[Reply, bytes]:
         try:
             async with asyncio.timeout(self._timeouts.first_byte_s):
@@ -149,15 +193,12 @@ class Relay:
                     reply.close()
                     raise
         except TimeoutError:
-            raise _timed_out(model, self._timeouts.first_byte_s) from None
+            raise refusals.timed_out(model, self._timeouts.first_byte_s) from None
         except EngineUnreachable as error:
             self._balance.refused(target)
-            text = f"No engine of model '{model}' can be reached"
-            raise _TryAnother(
-                Failure("door.engine_unreachable", text, hint="try again in a moment", retry_after_s=1)
-            ) from error
+            raise _TryAnother(refusals.unreachable(model)) from error
         except EngineDied as error:
-            raise _TryAnother(_died(model)) from error
+            raise _TryAnother(refusals.died(model)) from error
 
     async def _error_body(self, reply: Reply, first: bytes) -> bytes:
         body = first
@@ -190,11 +231,11 @@ class Relay:
                     raise EngineDied("an endless answer")
             body = restored(b"".join(pieces))
         except TimeoutError:
-            raise _timed_out(route.public_name, self._timeouts.idle_s) from None
+            raise refusals.timed_out(route.public_name, self._timeouts.idle_s) from None
         except words.ErrorInside as error:
             raise _retried(self.failure_of(call, route, 200, error.body)) from error
         except EngineDied as error:
-            raise _TryAnother(_died(route.public_name)) from error
+            raise _TryAnother(refusals.died(route.public_name)) from error
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
         headers.append(self.processing_header(call))
@@ -260,15 +301,15 @@ class _Passage:
             await self._pass_all(first)
         except EngineDied:
             if self._is_empty or self._events.ending() is not stream.Ending.DONE:
-                failure = _died(self._route.public_name)
+                failure = refusals.died(self._route.public_name)
         except TimeoutError:
             if not self._is_reading:
                 raise ClientStalled from None
-            failure = _timed_out(self._route.public_name, self._relay.idle_s)
+            failure = refusals.timed_out(self._route.public_name, self._relay.idle_s)
         if self._events.engine_error is not None:
             failure = self._relay.failure_of(self._call, self._route, 200, self._events.engine_error)
         if failure is None and self._events.ending() is stream.Ending.CUT:
-            failure = _died(self._route.public_name)
+            failure = refusals.died(self._route.public_name)
         if failure is not None and not self._is_started:
             raise _retried(failure)
         await self._end(failure)
@@ -319,9 +360,9 @@ def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
     """
     route = table.routes.get(model)
     if route is None or route.is_hidden:
-        raise unknown_model(table, model)
+        raise refusals.unknown_model(table, model)
     if route.disabled:
-        raise disabled(route)
+        raise refusals.disabled(route)
     if endpoint.value not in route.endpoints:
         raise Failure(
             "door.endpoint_unsupported",
@@ -332,38 +373,8 @@ def checked_route(table: Table, model: str, endpoint: Endpoint) -> Route:
     return route
 
 
-def unknown_model(table: Table, model: str) -> Failure:
-    """Return the failure for a name that no route has."""
-    return Failure(
-        "registry.model_not_found",
-        f"The model '{model[:80]}' does not exist.{did_you_mean(model[:80], table.visible())}",
-        hint="GET /v1/models lists the models",
-        param="model",
-    )
-
-
-def disabled(route: Route) -> Failure:
-    """Return the failure for a route that an operator has disabled: no request starts it, so repeating is in vain."""
-    return Failure(
-        "door.model_disabled",
-        f"Model '{route.public_name}' is disabled",
-        hint="an operator of the cluster can enable it",
-        param="model",
-        retry_after_s=DISABLED_RETRY_S,
-    )
-
-
-def not_ready(route: Route) -> Failure:
-    """Return the failure for a route that nothing serves now."""
-    reason = route.waiting.strip().rstrip(".") or "nothing serves it now"
-    return Failure(
-        "door.model_not_ready", f"Model '{route.public_name}' is not ready: {reason}", hint="try again", retry_after_s=5
-    )
-
-
 def engine_request(call: Call, target: Target, dialect: Dialect | None, body: bytes) -> Request:
     """Return what goes to the engine: `body`, our path and key, and those of the client's headers that it may see."""
-    default = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
     path = dialect.paths.get(call.endpoint) if dialect else None
     accept = b"text/event-stream" if call.asked.is_stream else b"application/json"
     headers = [(b"content-type", b"application/json"), (b"accept", accept), *call.headers]
@@ -371,7 +382,7 @@ def engine_request(call: Call, target: Target, dialect: Dialect | None, body: by
         headers.append((b"authorization", b"Bearer " + target.engine_key.encode()))
     return Request(
         method="POST",
-        path=path or default.get(call.endpoint, "/v1/embeddings"),
+        path=path or OPENAI_PATHS[call.endpoint],
         headers=headers,
         body=body,
     )
@@ -380,15 +391,3 @@ def engine_request(call: Call, target: Target, dialect: Dialect | None, body: by
 def _retried(failure: Failure) -> Exception:
     is_other_replicas_chance = failure.code in ("door.engine_busy", "door.engine_failed")
     return _TryAnother(failure) if is_other_replicas_chance else failure
-
-
-def _died(model: str) -> Failure:
-    return Failure("door.engine_failed", f"The engine of model '{model}' ended before its answer did", hint="try again")
-
-
-def _timed_out(model: str, seconds: float) -> Failure:
-    return Failure(
-        "door.engine_timeout",
-        f"The engine of model '{model}' sent nothing for {seconds:g} s",
-        hint="shorten the prompt, or try again when it is less busy",
-    )

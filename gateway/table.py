@@ -18,10 +18,11 @@ from core.ids import KeyId, ReplicaId
 from core.infra.cluster import write_private
 from core.origins import Origin, parse_base_url
 from core.states import DisabledAnswer
-from gateway.upstream import Address
+from gateway.places import Address, Plane
 from protos.slice.routes.v1 import routes_pb2
 
 FILE_FORMAT = 1
+Spawn = tuple[ReplicaId, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,13 @@ class Target:
     port: int
     engine_key: str = field(repr=False)
     origin: Origin | None = None
+    plane: Plane | None = None
+    """Set when it is on another machine: that machine's data plane, through which alone it is reached."""
+
+    @property
+    def spawn(self) -> Spawn:
+        """Which start of which replica it is."""
+        return self.replica_id, self.incarnation
 
     @property
     def address(self) -> Address:
@@ -44,6 +52,7 @@ class Target:
             replica_id=self.replica_id,
             incarnation=self.incarnation,
             origin=self.origin,
+            plane=self.plane,
         )
 
 
@@ -92,6 +101,10 @@ class Table:
     def visible(self) -> Mapping[str, Route]:
         """Return the routes that clients may know of."""
         return {name: route for name, route in self.routes.items() if not route.is_hidden}
+
+    def has_planes(self) -> bool:
+        """Return whether some replica is on another machine."""
+        return any(target.plane is not None for route in self.routes.values() for target in route.targets)
 
     def replica_ids(self) -> frozenset[ReplicaId]:
         """Return every replica that some route names."""
@@ -142,6 +155,9 @@ def _target_from(target: routes_pb2.Target) -> Target | None:
         port=target.port,
         engine_key=target.engine_key,
         origin=origin,
+        plane=Plane(node_id=target.node_id, host=target.plane_host, port=target.plane_port)
+        if target.plane_host
+        else None,
     )
 
 

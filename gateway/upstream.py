@@ -4,9 +4,11 @@ Comes in: a target's address and the bytes of one request. Goes out: `Reply`, wh
 came off the wire, chunk framing removed. Called by the relay only. It must not know OpenAI, retry what an engine may
 have begun to answer, or buffer more than `HIGH_WATER_BYTES` of a reply.
 
-Engines of the cluster speak plain HTTP on loopback; those that run elsewhere have an `Origin`, and are reached by TLS
-with checked certificates, at an address that `core.origins` allows. There is no proxy, redirect, cookie or content
-coding here. Why not aiohttp: this costs 30 to 50 us of CPU a request instead of 120 (measured).
+Engines of the cluster speak plain HTTP on loopback; those on other machines are reached through their node's data
+plane, by TLS with certificates of the cluster on both sides (`papers`); those that are not ours and run elsewhere have
+an `Origin`, and are reached by TLS with checked certificates, at an address that `core.origins` allows. There is no
+proxy, redirect, cookie or content coding here. Why not aiohttp: this costs 30 to 50 us of CPU a request instead of 120
+(measured).
 """
 
 import asyncio
@@ -22,6 +24,7 @@ import httptools
 
 from core.clock import Clock
 from core.origins import Origin, address_fault
+from gateway.places import Address, Papers, Plane
 
 HIGH_WATER_BYTES = 256 * 1024
 """Unread body at which a connection stops reading from the engine."""
@@ -37,6 +40,9 @@ REMOTE_IDLE_S = 30.0
 """For engines that run elsewhere: a TLS handshake costs more than now and then a try on a connection that was closed;
 load balancers close theirs after 60 s."""
 MAX_IDLE_PER_ENGINE = 64
+PLANE_SILENT_MS = 8000
+"""How long a machine may acknowledge nothing before its connections count as broken: one that was cut off sends no
+word, and a request on a resting connection would otherwise wait for its first byte for minutes."""
 
 
 class EngineUnreachable(Exception):
@@ -45,28 +51,6 @@ class EngineUnreachable(Exception):
 
 class EngineDied(Exception):
     """The connection ended, or turned to nonsense, before the reply was whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """Where one spawn of one engine listens; the incarnation keeps a reused port from sharing connections.
-
-    `origin` is set for an engine that runs elsewhere.
-    """
-
-    host: str
-    port: int
-    replica_id: str = ""
-    incarnation: int = 0
-    origin: Origin | None = None
-
-    @property
-    def authority(self) -> str:
-        """The value of the Host header."""
-        if self.origin is not None:
-            return self.origin.authority
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +67,9 @@ class Request:
         path = address.origin.prefix + self.path if address.origin else self.path
         lines = [f"{self.method} {path} HTTP/1.1\r\nhost: {address.authority}\r\n".encode()]
         lines += [name + b": " + value + b"\r\n" for name, value in self.headers]
+        if address.plane is not None:
+            lines.append(f"x-slice-replica: {address.replica_id}\r\n".encode())
+            lines.append(f"x-slice-incarnation: {address.incarnation}\r\n".encode())
         lines.append(b"content-length: " + str(len(self.body)).encode() + b"\r\n\r\n")
         return b"".join(lines)
 
@@ -90,8 +77,8 @@ class Request:
 class EngineConnection(asyncio.Protocol):
     """One connection; carries one exchange at a time."""
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self, place: Address | Plane) -> None:
+        self.place = place
         self.is_reused = False
         self.idle_since = 0.0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -119,6 +106,8 @@ class EngineConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if isinstance(self.place, Plane):
+                _notice_silence(sock)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bytes that nobody asked for end the connection."""
@@ -214,8 +203,8 @@ class EngineConnection(asyncio.Protocol):
         """Whether the engine sent not a byte of the current reply."""
         return not self._has_byte
 
-    def send(self, request: Request) -> None:
-        """Write a request and get ready for its reply."""
+    def send(self, request: Request, address: Address) -> None:
+        """Write a request to `address`, to whose place this connection leads, and get ready for its reply."""
         if self._transport is None:
             raise EngineDied("connection closed")
         self._parser = httptools.HttpResponseParser(self)
@@ -223,7 +212,7 @@ class EngineConnection(asyncio.Protocol):
         self._has_head = self._is_complete = self._has_byte = self._keeps_alive = self._is_framed = False
         self._head_bytes = self._unread_bytes = 0
         self._pieces.clear()
-        self._transport.writelines([request.head(self.address), request.body])
+        self._transport.writelines([request.head(address), request.body])
 
     async def wait_head(self) -> None:
         """Return when the reply's head is here.
@@ -306,10 +295,11 @@ class Reply:
 class EnginePool:
     """Connections to engines by address; used from one event loop."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, papers: Papers | None = None) -> None:
         self._clock = clock
+        self._papers = papers
         self._tls: ssl.SSLContext | None = None
-        self._idle: dict[Address, deque[EngineConnection]] = {}
+        self._idle: dict[Address | Plane, deque[EngineConnection]] = {}
 
     async def exchange(self, address: Address, request: Request) -> Reply:
         """Send `request` and return when the reply's head is here; cancelling it closes the connection.
@@ -322,22 +312,22 @@ class EnginePool:
                 be made: an address that is refused, a certificate that is not trusted.
             EngineDied: the connection ended before a head.
         """
-        resting = self._take_idle(address)
+        resting = self._take_idle(address.place)
         if resting is not None:
             resting.is_reused = True
             try:
-                return await self._exchange_on(resting, request)
+                return await self._exchange_on(resting, request, address)
             except EngineDied:
                 if not resting.is_untouched:
                     raise
-        return await self._exchange_on(await self._connect(address), request)
+        return await self._exchange_on(await self._connect(address), request, address)
 
     def give_back(self, connection: EngineConnection) -> None:
         """Pool `connection` when its exchange ended well, else close it."""
         if not connection.may_rest:
             connection.abort()
             return
-        resting = self._idle.setdefault(connection.address, deque())
+        resting = self._idle.setdefault(connection.place, deque())
         if len(resting) >= MAX_IDLE_PER_ENGINE:
             connection.abort()
             return
@@ -346,17 +336,25 @@ class EnginePool:
 
     def keep_only(self, addresses: frozenset[Address]) -> None:
         """Close the resting connections of every other address; exchanges under way go on."""
-        for address in [address for address in self._idle if address not in addresses]:
-            for connection in self._idle.pop(address):
+        places = {address.place for address in addresses}
+        for place in [place for place in self._idle if place not in places]:
+            for connection in self._idle.pop(place):
+                connection.abort()
+
+    def forget_planes(self) -> None:
+        """Close the resting connections to data planes: the door has another certificate."""
+        for place in [place for place in self._idle if isinstance(place, Plane)]:
+            for connection in self._idle.pop(place):
                 connection.abort()
 
     def close(self) -> None:
         """Close every resting connection."""
         self.keep_only(frozenset())
 
-    def _take_idle(self, address: Address) -> EngineConnection | None:
-        resting = self._idle.get(address)
-        oldest = self._clock.monotonic() - (IDLE_S if address.origin is None else REMOTE_IDLE_S)
+    def _take_idle(self, place: Address | Plane) -> EngineConnection | None:
+        resting = self._idle.get(place)
+        is_near = isinstance(place, Address) and place.origin is None
+        oldest = self._clock.monotonic() - (IDLE_S if is_near else REMOTE_IDLE_S)
         while resting:
             connection = resting.pop()
             if connection.is_usable and connection.idle_since > oldest:
@@ -364,9 +362,9 @@ class EnginePool:
             connection.abort()
         return None
 
-    async def _exchange_on(self, connection: EngineConnection, request: Request) -> Reply:
+    async def _exchange_on(self, connection: EngineConnection, request: Request, address: Address) -> Reply:
         try:
-            connection.send(request)
+            connection.send(request, address)
             await connection.wait_head()
         except BaseException:
             connection.abort()
@@ -375,6 +373,8 @@ class EnginePool:
 
     async def _connect(self, address: Address) -> EngineConnection:
         loop = asyncio.get_running_loop()
+        if address.plane is not None:
+            return await self._connect_plane(address.plane)
         if address.origin is not None:
             return await self._connect_out(address, address.origin)
         try:
@@ -384,6 +384,25 @@ class EnginePool:
                 )
         except (OSError, TimeoutError) as error:
             raise EngineUnreachable(f"{address.host}:{address.port}") from error
+        return connection
+
+    async def _connect_plane(self, plane: Plane) -> EngineConnection:
+        """Connect to another machine's data plane, which must show its node's certificate."""
+        if self._papers is None:
+            raise EngineUnreachable(f"{plane.host}:{plane.port}")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                context = await self._papers.context()
+                _, connection = await loop.create_connection(
+                    lambda: EngineConnection(plane),
+                    plane.host,
+                    plane.port,
+                    ssl=context,
+                    server_hostname=self._papers.name_of(plane),
+                )
+        except (OSError, TimeoutError) as error:
+            raise EngineUnreachable(f"{plane.host}:{plane.port}") from error
         return connection
 
     async def _connect_out(self, address: Address, origin: Origin) -> EngineConnection:
@@ -418,6 +437,19 @@ class EnginePool:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads the system's authorities
         return self._tls
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    """Let the kernel end a connection whose other end vanished, whether we wait for it or it for us (tcp(7))."""
+    third_s = max(1, PLANE_SILENT_MS // 3000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, third_s),
+        (socket.TCP_KEEPINTVL, third_s),
+        (socket.TCP_KEEPCNT, 2),
+        (socket.TCP_USER_TIMEOUT, PLANE_SILENT_MS),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _allowed_places(origin: Origin) -> list[str]:

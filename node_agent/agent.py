@@ -25,6 +25,9 @@ from core.infra.tasks import TaskGuard
 from node_agent import identity, launching, replica, supervisor
 from node_agent.containers import host
 from node_agent.containers.house import ContainerHouse
+from node_agent.dataplane import plane as dataplane
+from node_agent.dataplane.doors import Doors
+from node_agent.dataplane.plane import Plane, PlaneSpec
 from node_agent.devices.reading import Devices, sources_of
 from node_agent.dialing import Way
 from node_agent.engines import EngineHouse
@@ -40,6 +43,21 @@ from node_agent.supervisor import Supervisor
 from node_agent.surroundings import Surroundings
 
 _CHILDREN = "children"
+_PLANE = "plane"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneConfig:
+    """Where other machines reach this node's data plane, and what it shows them.
+
+    `host` is an address of this machine, `tls_dir` holds the node's `key.pem`, `certificate.pem` and `authority.pem`,
+    `files_socket` is where the node's file server listens.
+    """
+
+    host: str
+    port: int
+    tls_dir: Path
+    files_socket: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +89,8 @@ class NodeConfig:
     cluster_id: str = ""
     tls_dir: Path | None = None
     standing_file: Path | None = None
+    plane: PlaneConfig | None = None
+    """None: no other machine reaches this node."""
 
 
 async def run(
@@ -118,6 +138,8 @@ async def _serve(
         return int.from_bytes(entropy.token_bytes(4), "big") / 2.0**32
 
     changed = asyncio.Event()
+    plane = _plane(config, guard, clock, chance, log)
+    doors = Doors(plane, clock, changed.set)
     devices = Devices(sources_of(config.devices), log)
     environment = launching.installer_environment(config.environment)
     children = Children(config.data_dir / _CHILDREN)
@@ -168,7 +190,7 @@ async def _serve(
         devices=devices,
         clock=clock,
         chance=chance,
-        changed=changed.set,
+        changed=doors.tell,
         log=log,
         policy=config.restart_policy,
     )
@@ -179,6 +201,8 @@ async def _serve(
         agent_version=config.agent_version,
         labels={**host.labels(containers.found), **config.labels},
         data_dir=config.data_dir,
+        plane_host=config.plane.host if config.plane else "",
+        plane_port=config.plane.port if config.plane else 0,
     )
     keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
     way = _way(config)
@@ -188,18 +212,27 @@ async def _serve(
         supervisor=keeper,
         inventory=Inventory(data_dir=config.data_dir, devices=devices, engines=engines, adapters=adapters),
         devices=devices,
-        plane_address=lambda: None,
         standing=StandingFile(config.standing_file, clock),
         clock=clock,
+        fence=doors.fence,
         chance=chance,
         log=log,
     )
     if config.cluster_id and config.tls_dir is not None:
         own = Identity(cluster_id=config.cluster_id, role=Role.NODE, name=facts.node_id)
-        renewal = Renewal(identity=own, tls_dir=config.tls_dir, way=way, clock=clock, chance=chance, log=log)
+        renewal = Renewal(
+            identity=own,
+            tls_dir=config.tls_dir,
+            way=way,
+            clock=clock,
+            chance=chance,
+            log=log,
+            renewed=plane.renewed if plane is not None else _nobody,
+        )
         guard.eternal("renewal", renewal.run())
     await pulls.open()
     await keeper.start()
+    await doors.open(keeper.plane_entries)
     log.info("node_agent_started", node=config.node_name, node_id=facts.node_id, run=facts.run_id)
     keeping = guard.eternal("session", session.run())
     await _first_event(ending, guard.failed)
@@ -211,10 +244,28 @@ async def _serve(
     log.info("node_agent_ended")
 
 
+def _nobody() -> None:
+    """Nobody shows the certificate but the session, which reads it at each dial."""
+
+
 def _way(config: NodeConfig) -> Way:
     is_local = config.control_target.startswith("unix:")
     tls_dir = None if is_local else config.tls_dir
     return Way(target=config.control_target, token=config.token, cluster_id=config.cluster_id, tls_dir=tls_dir)
+
+
+def _plane(config: NodeConfig, guard: TaskGuard, clock: Clock, chance: Callable[[], float], log: Log) -> Plane | None:
+    if config.plane is None:
+        return None
+    spec = PlaneSpec(
+        host=config.plane.host,
+        port=config.plane.port,
+        tls_dir=config.plane.tls_dir,
+        directory=config.data_dir / _PLANE,
+        sockets=config.shim_dir,
+        files_socket=config.plane.files_socket,
+    )
+    return Plane(spec, guard=guard, clock=clock, chance=chance, log=log)
 
 
 async def _sweep(children: Children, log: Log) -> None:
@@ -237,7 +288,7 @@ async def _first_event(*events: asyncio.Event) -> None:
 
 
 async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> None:
-    """End every engine of the node and its shim, so that no process and no socket of theirs is left.
+    """End every engine of the node, its data plane and their shims, so that no process and no socket of theirs is left.
 
     SIGTERM, `grace_s` seconds, SIGKILL to each whole tree, all at the same time; then what dead shims left is swept.
     Downloads and installs that a killed node agent left are killed before all else.
@@ -251,8 +302,11 @@ async def stop_all_engines(data_dir: Path, shim_dir: Path, grace_s: float) -> No
     try:
         await children.sweep()
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            await supervisor.stop_all(replicas_dir, shim_dir, grace_s)
+        try:
+            await dataplane.teardown(data_dir / _PLANE, shim_dir)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                await supervisor.stop_all(replicas_dir, shim_dir, grace_s)
     if any(replicas_dir.glob("*/keeper")):  # only a container whose keeper was killed is still there
         containers = ContainerHouse(
             data_dir=data_dir,

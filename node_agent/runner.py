@@ -14,9 +14,11 @@ from pathlib import Path
 from adapters.contract import Runtime
 from core.errors import Failure
 from core.infra import cluster
+from core.origins import is_carried, parse_base_url
 from core.states import Desired, ReplicaState
 from core.texts import sendable
-from node_agent import lifecycle, replica
+from node_agent import launching, lifecycle, replica
+from node_agent.dataplane.entries import PlaneEntry, paths_of
 from node_agent.replica import Replica
 from node_agent.runtimes.container import ContainerEngine
 from node_agent.runtimes.contract import Engine, Seat
@@ -25,6 +27,7 @@ from node_agent.runtimes.process import ProcessEngine
 from node_agent.surroundings import Surroundings
 from protos.slice.node.v1 import node_pb2
 
+_REACHABLE = frozenset({ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY})
 _HANG_GRACE_S = 2.0  # for an engine that does not answer: long enough for a core's last log lines
 
 
@@ -99,6 +102,29 @@ class Runner:
             retry_in_s=waits_s,
             exit_code=machine.fault.exit_code,
             exit_signal=machine.fault.exit_signal,
+        )
+
+    def plane_entry(self) -> PlaneEntry | None:
+        """Return by what doors on other machines reach the engine; None while it has never been ready in this spawn.
+
+        One that is unhealthy, or adopted and not yet probed, stays reachable: it may be at work on what was asked
+        before, and whether it gets new requests is the route table's affair.
+        """
+        machine, where = self._machine, self._engine.whereabouts()
+        if machine.state not in _REACHABLE or not machine.load_s or not where.port:
+            return None
+        prefix = ""
+        try:
+            if where.base_url:
+                origin = parse_base_url(where.base_url)
+                if not is_carried(origin):
+                    return None
+                prefix = origin.prefix
+            paths = paths_of(self._around.adapter(self.want.engine), launching.settings_of(self.want), prefix)
+        except Failure:  # an engine or settings of another release: nothing of it runs
+            return None
+        return PlaneEntry(
+            replica_id=self.want.replica_id, incarnation=machine.incarnation, port=where.port, paths=paths
         )
 
     async def run(self) -> None:

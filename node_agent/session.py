@@ -17,9 +17,10 @@ import grpc
 from core.clock import Clock
 from core.errors import Failure
 from core.infra.logs import Log
-from node_agent import identity, shim_client
+from node_agent import fence, identity, shim_client
 from node_agent.devices.reading import Devices
 from node_agent.dialing import Way
+from node_agent.fence import Fence
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
 from node_agent.standing import StandingFile, State
@@ -48,6 +49,8 @@ class NodeFacts:
     agent_version: str
     labels: dict[str, str]
     data_dir: Path
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 class Rejected(Exception):
@@ -84,9 +87,9 @@ class Session:
         supervisor: Supervisor,
         inventory: Inventory,
         devices: Devices,
-        plane_address: Callable[[], tuple[str, int] | None],
         standing: StandingFile,
         clock: Clock,
+        fence: Fence,
         chance: Callable[[], float],
         log: Log,
     ) -> None:
@@ -95,9 +98,9 @@ class Session:
         self._supervisor = supervisor
         self._inventory = inventory
         self._devices = devices
-        self._plane_address = plane_address
         self._standing = standing
         self._clock = clock
+        self._fence = fence
         self._chance = chance
         self._log = log
         self._last_reason = ""
@@ -167,8 +170,8 @@ class Session:
             supervisor=self._supervisor,
             inventory=self._inventory,
             devices=self._devices,
-            plane_address=self._plane_address,
             standing=self._standing,
+            fence=self._fence,
             chance=self._chance,
             log=self._log,
             leaving=self._leaving,
@@ -192,8 +195,8 @@ class _Parts:
     supervisor: Supervisor
     inventory: Inventory
     devices: Devices
-    plane_address: Callable[[], tuple[str, int] | None]
     standing: StandingFile
+    fence: Fence
     chance: Callable[[], float]
     log: Log
     leaving: asyncio.Event
@@ -226,7 +229,9 @@ class _Connection:
 
     async def _greet(self, call: Any) -> node_pb2.HelloAck:
         async with asyncio.timeout(_HELLO_DEADLINE_S):
-            await call.write(node_pb2.NodeMessage(hello=await self._hello()))
+            hello = await self._hello()
+            self._parts.fence.begin()
+            await call.write(node_pb2.NodeMessage(hello=hello))
             while True:
                 message = await self._next(call)
                 if message.WhichOneof("body") == "hello_ack":
@@ -240,6 +245,7 @@ class _Connection:
                 pause_s=_BACK_OFF_CAP_S,
             )
         await self._parts.supervisor.see_epoch(ack.leader_epoch)
+        self._parts.fence.open(ack.fence_ms / 1000.0 or fence.fence_s(ack.lease_ms / 1000.0))
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
         self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)
@@ -248,7 +254,6 @@ class _Connection:
 
     async def _hello(self) -> node_pb2.Hello:
         facts, supervisor = self._parts.facts, self._parts.supervisor
-        plane_host, plane_port = self._parts.plane_address() or ("", 0)
         return node_pb2.Hello(
             protocol_min=PROTOCOL,
             protocol_max=PROTOCOL,
@@ -262,8 +267,8 @@ class _Connection:
             inventory=await self._parts.inventory.message(),
             observed=supervisor.observed(),
             labels=facts.labels,
-            plane_host=plane_host,
-            plane_port=plane_port,
+            plane_host=facts.plane_host,
+            plane_port=facts.plane_port,
         )
 
     async def _next(self, call: Any) -> node_pb2.ControllerMessage:
@@ -288,6 +293,7 @@ class _Connection:
                 raise _Lapsed(f"no heartbeat was acknowledged for {lease_s:g} s") from None
             match message.WhichOneof("body"):
                 case "heartbeat_ack":
+                    self._parts.fence.acknowledged(message.heartbeat_ack.sequence)
                     self._heard_at = asyncio.get_running_loop().time()
                 case "desired":
                     was_applied = await self._parts.supervisor.apply(message.desired)
@@ -305,7 +311,9 @@ class _Connection:
         while not parts.leaving.is_set():
             if loop.time() >= beat_at:
                 sequence += 1
-                await call.write(node_pb2.NodeMessage(heartbeat=await self._heartbeat(sequence)))
+                heartbeat = await self._heartbeat(sequence)
+                parts.fence.sent(sequence)
+                await call.write(node_pb2.NodeMessage(heartbeat=heartbeat))
                 beat_at = loop.time() + interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * parts.chance() - 1.0))
             if parts.supervisor.changed.is_set() or loop.time() >= observed_at:
                 parts.supervisor.changed.clear()

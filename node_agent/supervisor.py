@@ -17,6 +17,7 @@ from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
 from core.texts import sendable
 from node_agent import identity, shim_client
+from node_agent.dataplane.entries import PlaneEntry
 from node_agent.engines.orders import EngineOrder
 from node_agent.files.wants import FileOrder, FileProgress
 from node_agent.identity import Applied
@@ -192,6 +193,11 @@ class Supervisor:
                 for stored in self._around.pulls.stored()
             ],
         )
+
+    def plane_entries(self) -> list[PlaneEntry]:
+        """Return by what the engines here are reached from other machines."""
+        found = (runner.plane_entry() for runner in self._runners.values())
+        return [entry for entry in found if entry is not None]
 
     def log_path(self, replica_id: str) -> Path:
         """Return the log of a replica that is or was here.

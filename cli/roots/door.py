@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     wanted = recording.loaded_settings(block.data_dir, {}).settings
     return serve_host.main(
         serve_host.DoorConfig(
+            cluster_id=block.cluster_id,
             door_id_prefix=block.cluster_id,
             host=block.host,
             port=block.door_port,

@@ -19,7 +19,7 @@ from core.infra.logs import Log
 from core.infra.settings import Settings, process_environment
 from core.infra.version import VERSION
 from node_agent import agent
-from node_agent.agent import NodeConfig
+from node_agent.agent import NodeConfig, PlaneConfig
 from node_agent.files.origins import SourceOrigins
 
 
@@ -34,6 +34,12 @@ async def work(block: ClusterBlock | NodeBlock, log: Log) -> None:
             control_target=block.controller,
             cluster_id=block.cluster_id,
             tls_dir=block.tls_dir,
+            plane=PlaneConfig(
+                host=block.plane_host,
+                port=block.plane_port,
+                tls_dir=block.tls_dir,
+                files_socket=block.files_socket,
+            ),
         )
     else:
         config = replace(

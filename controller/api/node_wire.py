@@ -37,6 +37,7 @@ from controller.fleet.model import (
 from core.devices import DeviceKind, DeviceReading
 from core.errors import Failure
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
+from core.origins import is_host
 from core.states import InstallState, PullState, ReplicaState
 from protos.slice.node.v1 import node_pb2 as pb
 
@@ -92,6 +93,8 @@ def hello(message: pb.Hello) -> Hello:
         ),
         observation=observation(NodeId(node_id), message.observed),
         labels=_labels(message.labels),
+        plane_host=_plane_host(message),
+        plane_port=message.plane_port,
     )
 
 
@@ -272,6 +275,20 @@ def _adopted(adopted: pb.AdoptedEngine) -> AdoptedEngine:
     )
 
 
+def _plane_host(message: pb.Hello) -> str:
+    """Return where the node's data plane is: an address or a name that doors and peers will dial.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    host = text(message.plane_host, 255)
+    if bool(host) != (0 < message.plane_port <= 65535):
+        raise _invalid("plane_host and plane_port belong together")
+    if host and not is_host(host):
+        raise _invalid("plane_host is no address and no name")
+    return host
+
+
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {text(key, 80): text(labels[key], 200) for key in sorted(labels)[:64]}
 
@@ -313,6 +330,7 @@ def render(message: ControllerMessage, key_of: Callable[[ReplicaOrder], str]) ->
                 session_epoch=message.session_epoch,
                 heartbeat_ms=message.heartbeat_ms,
                 lease_ms=message.lease_ms,
+                fence_ms=message.fence_ms,
             )
         )
     if isinstance(message, Ack):

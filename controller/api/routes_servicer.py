@@ -142,6 +142,9 @@ def _route(route: Route) -> pb.Route:
                 port=target.port,
                 engine_key=target.engine_key,
                 base_url=target.base_url,
+                node_id=target.node_id,
+                plane_host=target.plane_host,
+                plane_port=target.plane_port,
             )
             for target in route.targets
         ],

@@ -26,6 +26,11 @@ class Timers:
         return 4 * self.heartbeat_s + 3
 
     @property
+    def fence_s(self) -> float:
+        """Lost less max(2 s, 10 %): by then the node's data plane takes no new request, whatever became of it."""
+        return self.lost_s - max(2.0, 0.1 * self.lost_s)
+
+    @property
     def tick_s(self) -> float:
         """How often leases are looked at; a gap of more than `max_step_s` between two looks was no time awake."""
         return self.heartbeat_s / 2

@@ -46,6 +46,8 @@ class Hello:
     inventory: Inventory
     observation: Observation
     labels: Mapping[str, str] = field(default_factory=dict)
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Welcome:
     session_epoch: int
     heartbeat_ms: int
     lease_ms: int
+    fence_ms: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,8 @@ class NodeRow:
     created_at: datetime
     is_approved: bool
     joined_at: datetime | None
+    plane_host: str
+    plane_port: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,3 +250,5 @@ class NodeNow:
     session_epoch: int
     observation: Observation | None
     observed_version: int
+    plane_host: str = ""
+    plane_port: int = 0

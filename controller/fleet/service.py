@@ -191,6 +191,7 @@ class Fleet:
                 session_epoch=row.session_epoch,
                 heartbeat_ms=int(self.timers.heartbeat_s * 1000),
                 lease_ms=int(self.timers.lost_s * 1000),
+                fence_ms=round(self.timers.fence_s * 1000),
             )
         )
         self._wakeups.wake("node_hello")
@@ -285,6 +286,8 @@ class Fleet:
             session_epoch=entry.row.session_epoch,
             observation=entry.observation,
             observed_version=entry.observed_version,
+            plane_host=entry.row.plane_host,
+            plane_port=entry.row.plane_port,
         )
 
     def send_desired(self, node_id: NodeId, session_epoch: int, desired: DesiredSet) -> None:

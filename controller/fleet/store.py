@@ -14,7 +14,8 @@ from core.names import NAME_PATTERN
 _NODE = """
 SELECT node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count, memory_bytes,
        disk_total_bytes, labels || given_labels AS labels, engines, state, is_cordoned, session_epoch, generation,
-       desired_digest, created_at, is_approved, joined_at
+       desired_digest, created_at, is_approved, joined_at,
+       plane_host, plane_port
   FROM controller.node
 """
 _NODES = _NODE + " ORDER BY name"
@@ -22,9 +23,10 @@ _NODE_BY_ID = _NODE + " WHERE node_id = %(node_id)s"
 _DEVICES = "SELECT node_id, device_id, kind, name, total_bytes, is_simulated FROM controller.device ORDER BY device_id"
 _UPSERT = """
 INSERT INTO controller.node (node_id, name, machine_id, boot_id, agent_version, hostname, system, machine, cpu_count,
-    memory_bytes, disk_total_bytes, labels, engines, state, session_epoch)
+    memory_bytes, disk_total_bytes, labels, engines, plane_host, plane_port, state, session_epoch)
 VALUES (%(node_id)s, %(name)s, %(machine_id)s, %(boot_id)s, %(agent_version)s, %(hostname)s, %(system)s, %(machine)s,
-    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, 'suspect', 1)
+    %(cpu_count)s, %(memory_bytes)s, %(disk_total_bytes)s, %(labels)s, %(engines)s, %(plane_host)s, %(plane_port)s,
+    'suspect', 1)
 ON CONFLICT (node_id) DO UPDATE SET
     -- Who joined has the name that it joined with, whatever it says of itself.
     name = CASE WHEN node.joined_at IS NULL THEN excluded.name ELSE node.name END,
@@ -32,6 +34,7 @@ ON CONFLICT (node_id) DO UPDATE SET
     agent_version = excluded.agent_version, hostname = excluded.hostname, system = excluded.system,
     machine = excluded.machine, cpu_count = excluded.cpu_count, memory_bytes = excluded.memory_bytes,
     disk_total_bytes = excluded.disk_total_bytes, labels = excluded.labels, engines = excluded.engines,
+    plane_host = excluded.plane_host, plane_port = excluded.plane_port,
     session_epoch = node.session_epoch + 1, session_at = now()
 """
 _FORGET_DEVICES = "DELETE FROM controller.device WHERE node_id = %(node_id)s"
@@ -114,6 +117,8 @@ def _row(hello: Hello, name: str) -> dict[str, object]:
         "disk_total_bytes": facts.disk_total_bytes,
         "labels": Jsonb(dict(hello.labels)),
         "engines": _engines(facts.engines),
+        "plane_host": hello.plane_host,
+        "plane_port": hello.plane_port,
     }
 
 

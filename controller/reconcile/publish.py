@@ -17,6 +17,7 @@ from controller.reconcile.lifecycle import is_past_lease
 from controller.reconcile.picture import Picture
 from controller.routes.model import KeyEntry, RoutableAlias, RoutableDeployment, RoutableReplica, Table
 from controller.routes.table import table
+from core import origins
 from core.errors import Failure
 from core.ids import NodeId, ReplicaId
 from core.states import SERVING, Desired, NodeState, ReplicaState
@@ -115,6 +116,7 @@ def _sight(replica: Replica, node: NodeNow | None) -> Sight:
 
 
 def _replica(row: Replica, node: NodeNow | None, lost_s: float) -> RoutableReplica:
+    has_plane = node is not None and bool(node.plane_host) and (not row.base_url or _is_on_the_node(row.base_url))
     return RoutableReplica(
         replica_id=ReplicaId(row.replica_id),
         incarnation=row.incarnation,
@@ -124,7 +126,19 @@ def _replica(row: Replica, node: NodeNow | None, lost_s: float) -> RoutableRepli
         node_state=node.state if node else NodeState.LOST,
         is_silent_past_lease=is_past_lease(node, lost_s),
         version=row.version,
+        node_id=row.node_id,
+        plane_host=node.plane_host if node and has_plane else "",
+        plane_port=node.plane_port if node and has_plane else 0,
     )
+
+
+def _is_on_the_node(base_url: str) -> bool:
+    """Return whether a remote engine's address means the node's own machine: no door on another one can dial that."""
+    try:
+        origin = origins.parse_base_url(base_url)
+    except Failure:
+        return False
+    return origins.is_carried(origin)
 
 
 def _key(key: ApiKey) -> KeyEntry:

@@ -23,6 +23,9 @@ class RoutableReplica:
     is_silent_past_lease: bool
     version: int
     base_url: str = ""
+    node_id: str = ""
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class RoutableAlias:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where requests of a route go."""
+    """Where requests of a route go; `plane_host` is "" unless it is on another machine, reached by its data plane."""
 
     replica_id: ReplicaId
     incarnation: int
@@ -66,6 +69,9 @@ class Target:
     port: int
     engine_key: str = field(repr=False)
     base_url: str = ""
+    node_id: str = ""
+    plane_host: str = ""
+    plane_port: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,9 @@ def _route(public_name: str, deployment: RoutableDeployment, engine_seed: bytes)
             port=one.port,
             engine_key=deployment.secret if deployment.secret is not None else engine_key(engine_seed, one.replica_id),
             base_url=one.base_url,
+            node_id=one.node_id,
+            plane_host=one.plane_host,
+            plane_port=one.plane_port,
         )
         for one in sorted(chosen(deployment.replicas), key=lambda one: one.replica_id)
     )

@@ -40,6 +40,7 @@ class PlayedNode:
         self.ack: node.HelloAck | None = None
         self.is_beating = True
         self.max_epoch = 0
+        self.plane = ("", 0)
         self.disk_free_bytes = 50 * GIB
         self.sequence = 0
         self._channel: Any = None
@@ -108,6 +109,8 @@ class PlayedNode:
                 ],
             ),
             observed=self.observed(),
+            plane_host=self.plane[0],
+            plane_port=self.plane[1],
         )
 
     def devices(self) -> list[node.DeviceReading]:

@@ -160,6 +160,7 @@ class RunningDoor:
 
 def door_config(tmp_path: Path, **more: object) -> DoorConfig:
     values = {
+        "cluster_id": "clu_1",
         "door_id_prefix": "door",
         "host": "127.0.0.1",
         "port": 0,

@@ -197,4 +197,4 @@ def test_a_replica_that_refused_is_still_tried_when_it_is_the_only_one() -> None
     balance = Balance(random.Random(1), MovableClock())
     balance.refused(targets(1)[0])
     assert balance.take(targets(1)) is not None
-    assert balance.take(targets(1), frozenset({ReplicaId("rep_0")})) is None
+    assert balance.take(targets(1), frozenset({(ReplicaId("rep_0"), 1)})) is None

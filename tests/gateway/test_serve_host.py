@@ -101,6 +101,7 @@ def start_door() -> HostedDoor:
     (directory / "token").write_text("a" * 64)
     (directory / "token").chmod(0o600)
     config = DoorConfig(
+        cluster_id="clu_1",
         door_id_prefix="door",
         host="127.0.0.1",
         port=base + 30,

@@ -28,6 +28,7 @@ class Controller(node_pb2_grpc.NodeControlServicer):
         self.leader_epoch = 1
         self.heartbeat_ms = 200
         self.lease_ms = 1500
+        self.fence_ms = 0
         self.reject: node_pb2.Reject | None = None
         self.desired: node_pb2.Desired | None = None
         self._links: set[Any] = set()
@@ -61,6 +62,7 @@ class Controller(node_pb2_grpc.NodeControlServicer):
                         session_epoch=len(self.hellos),
                         heartbeat_ms=self.heartbeat_ms,
                         lease_ms=self.lease_ms,
+                        fence_ms=self.fence_ms,
                     )
                 )
                 if self.desired is not None:

@@ -22,12 +22,17 @@ def main() -> None:
         if name in values:
             values[name] = Path(values[name])
     policy = replica.RestartPolicy(**values.pop("restart_policy", {}))
+    plane = values.pop("plane", None)
+    if plane is not None:
+        paths = {key: Path(plane[key]) for key in ("tls_dir", "files_socket")}
+        plane = agent.PlaneConfig(host=plane["host"], port=plane["port"], **paths)
     config = agent.NodeConfig(
         **{**values, "data_dir": Path(values["data_dir"]), "shim_dir": Path(values["shim_dir"])},
         engine_ports=range(first, last),
         environment=dict(os.environ),
         origins=origins,
         restart_policy=policy,
+        plane=plane,
     )
     clock = SystemClock()
     asyncio.run(agent.run(config, clock=clock, entropy=SystemEntropy(), log=Log("node_agent", clock)))
