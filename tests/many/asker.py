@@ -1,8 +1,8 @@
-"""Asks a front door without pause and watches the admin API: `python -I asker.py SETTINGS`, run in a machine's network.
+"""Asks a front door without pause and watches the admin API: `python -I asker.py SETTINGS`, in a machine's network.
 
-Standard library only. SETTINGS is JSON: `door` and `admin` (base URLs), `key`, `token`, `model`, `clients`, `words`. One
-JSON line an event on standard output, with the machine's monotonic clock in seconds: `answer` (begun, ended, error or
-""), and `nodes` / `replicas` whenever what they say has changed. Ends when standard input does.
+Standard library only. SETTINGS is JSON: `door` and `admin` (base URLs), `key`, `token`, `model`, `clients`, `words`.
+One JSON line an event on standard output, with the machine's monotonic clock in seconds: `answer` (begun, ended, error
+or ""), and `nodes` / `replicas` whenever what they say has changed. Ends when standard input does.
 """
 
 import http.client

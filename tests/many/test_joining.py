@@ -71,6 +71,8 @@ async def test_a_machine_joins_serves_survives_and_leaves(two: Two) -> None:
     (replica,) = await two.replicas("there")
     assert replica["node"] == "far"
     assert (await two.there.json("status"))["engines"] == 1
+    found = await two.here.slice("run", "there", "say something", timeout_s=60)
+    assert found.out.strip(), "the door reaches it through the node's data plane"
     await two.there.slice("doctor")
 
     engine = _engine(two.there)

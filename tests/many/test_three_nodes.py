@@ -1,10 +1,10 @@
 """Three machines serve together; any of them may be killed, cut off, suspended or drained, and answers go on."""
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from tests.many.three import Three, three_machines
 from tests.waiting import until_async
@@ -12,7 +12,7 @@ from tests.waiting import until_async
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def three() -> AsyncIterator[Three]:
     async with three_machines() as found:
         yield found
