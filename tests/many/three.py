@@ -1,4 +1,4 @@
-"""Three machines in network namespaces: the controller's, `one`, and two that joined, `two` and `three`."""
+"""Three machines in network namespaces: the controller's, called as this one is, and `two` and `three`, which joined."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cli.roots.node_agent import hostname
 from core.infra import cluster
 from tests.joining.machine import Machine, a_machine
 from tests.many.places import Place, places
 from tests.waiting import until_async
 
+ONE = hostname()
+"""The name of the node on the controller's machine."""
 _ASKER = Path(__file__).with_name("asker.py")
 
 
@@ -55,7 +58,7 @@ class Three:
     @property
     def here(self) -> Machine:
         """The controller's machine."""
-        return self.machines["one"]
+        return self.machines[ONE]
 
     async def nodes(self) -> dict[str, dict[str, Any]]:
         """Return every node by its name."""
@@ -125,7 +128,7 @@ class Three:
             "clients": clients,
             "words": words,
         }
-        prefix = self.networks["one"].prefix
+        prefix = self.networks[ONE].prefix
         asker = await asyncio.create_subprocess_exec(
             *prefix,
             sys.executable,
@@ -171,7 +174,7 @@ async def three_machines(*more: str) -> AsyncIterator[Three]:
         async with contextlib.AsyncExitStack() as stack:
             machines = {
                 name: await stack.enter_async_context(a_machine(command=place.command))
-                for name, place in zip(("one", "two", "three"), networks, strict=True)
+                for name, place in zip((ONE, "two", "three"), networks, strict=True)
             }
             by_name = dict(zip(machines, networks, strict=True))
             three = Three(machines=machines, networks=by_name, hub=networks[0].name[:-2] + "x")
