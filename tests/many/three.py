@@ -1,4 +1,4 @@
-"""Three machines in network namespaces: the controller's, called as this one is, and `two` and `three`, which joined."""
+"""Three machines in network namespaces: the controller's, called as this one is, and `two` and `three`, that joined."""
 
 import asyncio
 import contextlib
