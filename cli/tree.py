@@ -73,7 +73,13 @@ TABLE: Table = {
     "node": GroupEntry(
         summary="List and show the machines.",
         section=_CLUSTER,
-        verbs=_verbs("nodes", "Commands", list_="List the nodes.", show="Show one node, its devices and its engines."),
+        verbs=_verbs(
+            "nodes",
+            "Commands",
+            list_="List the nodes.",
+            show="Show one node, its devices and its engines.",
+            unbrake="Place replicas anew though many nodes went silent at once.",
+        ),
     ),
     "engine": GroupEntry(
         summary="Install, upgrade, remove and adopt the engines of the nodes.",

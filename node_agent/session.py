@@ -16,7 +16,7 @@ import grpc
 
 from core.infra.grpc import CHANNEL_OPTIONS, bearer
 from core.infra.logs import Log
-from node_agent import identity, shim_client
+from node_agent import fences, identity, shim_client
 from node_agent.devices.reading import Devices
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
@@ -202,7 +202,7 @@ class _Connection:
                     break
         ack: node_pb2.HelloAck = message.hello_ack
         seen = self._parts.supervisor.leader_epoch
-        if ack.leader_epoch < seen:
+        if not fences.obeys_leader(seen, ack.leader_epoch):
             raise Rejected(
                 code="node.stale_sequence",
                 message=f"the controller reigns in epoch {ack.leader_epoch}, this node has seen {seen}",

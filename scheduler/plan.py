@@ -14,7 +14,7 @@ from scheduler.feasible import Choices, choices, refusal, refusal_before_nodes
 from scheduler.footprint import Ledger, held_bytes
 from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop
 from scheduler.rank import best
-from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_mass_silence, orphan_verdicts, sorting
+from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_held, orphan_verdicts, sorting
 from scheduler.snapshot import (
     DeploymentView,
     DeviceView,
@@ -51,14 +51,13 @@ class _Planning:
         self._nodes = tuple(sorted(snapshot.nodes, key=lambda node: node.node_id))
         self._by_id = {node.node_id: node for node in self._nodes}
         self._ledger = Ledger(snapshot)
-        self._is_braked = is_mass_silence(self._nodes)
         self._replicas: dict[DeploymentId, list[ReplicaView]] = {}
         for replica in sorted(snapshot.replicas, key=lambda one: one.replica_id):
             self._replicas.setdefault(replica.deployment_id, []).append(replica)
         self._starts: list[Start] = []
         self._stops: list[Stop] = []
         self._refusals: list[Refusal] = []
-        self._braked = 0
+        self._held_back = 0
 
     def plan(self) -> Plan:
         sorted_out = [(deployment, self._sorting(deployment)) for deployment in self._snapshot.deployments]
@@ -81,14 +80,13 @@ class _Planning:
 
     def _sorting(self, deployment: DeploymentView) -> Sorting:
         replicas = self._replicas.get(deployment.deployment_id, [])
-        return sorting(deployment, replicas, self._by_id, is_braked=self._is_braked)
+        return sorting(deployment, replicas, self._by_id, self._snapshot.now)
 
     def _reconcile(self, deployment: DeploymentView, found: Sorting) -> None:
         for verdict in found.verdicts:
             if verdict.bucket is Bucket.STOP:
                 self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
-        if self._is_braked:
-            self._braked += len(found.of(Bucket.LOST))
+        self._held_back += sum(is_held(verdict, self._by_id) for verdict in found.verdicts)
         if found.missing == 0:
             return
         refused = refusal_before_nodes(deployment, self._nodes)
@@ -151,13 +149,10 @@ class _Planning:
         return min((instant for instant in instants if instant is not None), default=None)
 
     def _notes(self) -> tuple[str, ...]:
-        if not self._is_braked or not self._braked:
+        if not self._held_back:
             return ()
-        lost = sum(1 for node in self._nodes if node.state is NodeState.LOST)
-        return (
-            f"{lost} of {len(self._nodes)} nodes went silent at once: {self._braked} lost replicas are not replaced, "
-            "because the fault is more likely the controller's own network; look at it first",
-        )
+        held = sum(1 for node in self._nodes if node.is_held)
+        return (f"{self._held_back} replicas on {held} lost nodes are not replaced yet",)
 
 
 def _living(found: Sorting) -> int:
@@ -175,7 +170,6 @@ def _neighbours(replicas: Sequence[ReplicaView]) -> dict[NodeId, int]:
 def buckets(snapshot: Snapshot) -> Mapping[Bucket, tuple[ReplicaView, ...]]:
     """Return every replica of `snapshot` in its one bucket, for explanations and tests."""
     nodes = {node.node_id: node for node in snapshot.nodes}
-    is_braked = is_mass_silence(snapshot.nodes)
     verdicts = list(
         orphan_verdicts(
             [
@@ -187,5 +181,5 @@ def buckets(snapshot: Snapshot) -> Mapping[Bucket, tuple[ReplicaView, ...]]:
     )
     for deployment in snapshot.deployments:
         own = [replica for replica in snapshot.replicas if replica.deployment_id == deployment.deployment_id]
-        verdicts += sorting(deployment, own, nodes, is_braked=is_braked).verdicts
+        verdicts += sorting(deployment, own, nodes, snapshot.now).verdicts
     return {bucket: tuple(verdict.replica for verdict in verdicts if verdict.bucket is bucket) for bucket in Bucket}

@@ -51,13 +51,14 @@ def best(candidates: Sequence[Candidate], deployment: DeploymentView, neighbours
         sort, count = _is_gpu(candidate), neighbours.get(candidate.node.node_id, 0)
         fewest[sort] = min(count, fewest.get(sort, count))
 
-    def key(candidate: Candidate) -> tuple[float, str, str]:
+    def key(candidate: Candidate) -> tuple[bool, float, str, str]:
         is_emptiest = neighbours.get(candidate.node.node_id, 0) <= fewest[_is_gpu(candidate)]
         points = score(candidate, deployment, is_emptiest=is_emptiest)
-        return -points, candidate.node.node_id, candidate.device.device_id
+        # One that goes silent again and again is the last resort, whatever it has.
+        return candidate.node.is_flapping, -points, candidate.node.node_id, candidate.device.device_id
 
     chosen = min(candidates, key=key)
-    points = -key(chosen)[0]
+    points = -key(chosen)[1]
     return Ranked(
         candidate=chosen,
         score=points,

@@ -1,4 +1,4 @@
-"""`slice node list|show`."""
+"""`slice node list|show|unbrake`."""
 
 from typing import Annotated
 
@@ -8,7 +8,10 @@ from cli import facts, reach
 from cli.invocation import Invocation
 from cli.options import Output, OutputOption
 from cli.printing import Printer
+from cli.tables import View
 from cli.views import NODES
+
+_BRAKE = View(name=lambda _: "brake", columns=(), empty="")
 
 
 def list_(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
@@ -27,3 +30,11 @@ def show(
     found = reach.admin(invocation).get("nodes", name)
     printer = Printer(invocation, output)
     printer.thing(found, NODES, facts.node_facts(found, invocation.clock.now(), is_wide=printer.is_wide))
+
+
+def unbrake(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Place replicas anew though many nodes went silent at once: what is lost now is really lost."""
+    invocation: Invocation = ctx.obj
+    released = reach.admin(invocation).post("brake", "release", body={})
+    what = "is released" if released["was_on"] else "was not on"
+    Printer(invocation, output).done(released, _BRAKE, f"the brake {what}; {released['lost']} nodes are lost")

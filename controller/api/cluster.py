@@ -11,6 +11,7 @@ from controller.api import views
 from controller.api.bodies import KeyBody
 from controller.api.stage import Parts, Stage
 from controller.deployments.waiting import standing
+from controller.fleet.brake import sentence
 from core.errors import Failure
 from core.infra.metrics import CONTENT_TYPE, MetricsPage
 from core.names import did_you_mean
@@ -55,6 +56,13 @@ def router(stage: Stage, metrics: MetricsPage) -> APIRouter:
             hint="`slice node list` shows all",
         )
 
+    @routes.post("/api/v1/brake/release")
+    async def release_brake() -> dict[str, Any]:
+        fleet = stage.parts().fleet
+        was_on = fleet.brake.is_on
+        fleet.release_brake()
+        return {"was_on": was_on, "lost": len(fleet.brake.lost)}
+
     @routes.get("/api/v1/routes")
     async def route_table() -> dict[str, Any]:
         service = stage.parts().routes
@@ -90,6 +98,7 @@ async def _status(parts: Parts) -> dict[str, Any]:
         "doors": len(parts.routes.doors()),
         "route_version": parts.routes.version,
         "openai_base_url": parts.openai_base_url,
+        "brake": sentence(parts.fleet.brake, len(seen.live)),
     }
 
 

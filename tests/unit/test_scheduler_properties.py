@@ -32,6 +32,9 @@ def nodes(draw, name):
         is_cordoned=draw(st.sampled_from([False, False, True])),
         silent_s=draw(st.sampled_from([0.0, 9.0, 60.0])),
         engines=draw(engines),
+        is_held=draw(st.booleans()),
+        is_flapping=draw(st.booleans()),
+        returned_s=draw(st.sampled_from([None, 3.0, 100.0])),
     )
 
 
