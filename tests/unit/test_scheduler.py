@@ -452,6 +452,12 @@ def test_the_brake_does_not_hold_back_what_was_never_placed():
     assert [start.deployment_id for start in answer.starts] == ["dep_fresh"]
 
 
+def test_a_reading_from_before_an_engine_loaded_gives_its_bytes_to_nobody_else():
+    loaded = replica("x", "a", of="other", promise=600, measured=600)
+    answer = plan(picture(node("a", cpu(free=1000)), deployment("other"), loaded, deployment(need=500)))
+    assert refused(answer).code == "placement.insufficient_memory"
+
+
 def test_a_promise_on_a_node_is_that_node_s_alone():
     busy = replica("x", "a", S.STARTING, of="other", promise=1000)
     answer = plan(picture(node("a"), node("b"), deployment("other"), busy, deployment()))
