@@ -3,6 +3,7 @@
 python -m bench            the main job: startup, latency and memory
 python -m bench startup    one measurement of it
 python -m bench engines    four engines at once; needs what `make engines` builds
+python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
 
 import sys
@@ -10,7 +11,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import engines, latency, memory, report, startup
+from bench import engines, latency, memory, report, scenario, startup
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -21,6 +22,9 @@ def main(chosen: list[str]) -> int:
     wanted = set(chosen) or {"startup", "latency", "memory"}
     if wanted == {"engines"}:
         return _engines()
+    if wanted == {"scenario"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-scenario", scenario.measured()).read_text())
+        return 0
     sections: list[report.Section] = []
     with a_cluster() as running:
         running.up()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from core.ids import DeploymentId, DeviceId, NodeId
 from core.states import OCCUPYING, NodeState
-from scheduler.feasible import Choices, choices, refusal, refusal_before_nodes
+from scheduler.feasible import Candidate, Choices, choices, refusal, refusal_before_nodes
 from scheduler.footprint import Ledger, held_bytes
 from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop
 from scheduler.rank import best
@@ -98,12 +98,14 @@ class _Planning:
     def _place(self, deployment: DeploymentView, found: Sorting) -> Refusal | None:
         need = deployment.footprint.total_bytes or 0
         neighbours = _neighbours(self._replicas.get(deployment.deployment_id, []))
-        for placed in range(found.missing):
+        if found.missing:
             options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
+        points: dict[int, tuple[float, Candidate]] = {}
+        for placed in range(found.missing):
             if not options.candidates:
                 self._make_room(deployment, need, found, options)
                 return refusal(deployment, options, placed=deployment.replicas - found.missing + placed)
-            chosen = best(options.candidates, deployment, neighbours)
+            chosen = best(options.candidates, deployment, neighbours, points)
             node_id = chosen.candidate.node.node_id
             start = Start(
                 deployment_id=deployment.deployment_id,
@@ -115,6 +117,9 @@ class _Planning:
             self._ledger.book(node_id, start.promises)
             neighbours[node_id] = neighbours.get(node_id, 0) + 1
             self._starts.append(start)
+            # Only this node has less room now: the thousand others are not asked again.
+            again = choices(deployment, need, (chosen.candidate.node,), self._ledger, failed_on=found.failed_on)
+            options = options.with_node(node_id, again)
         return None
 
     def _make_room(self, deployment: DeploymentView, need: int, found: Sorting, options: Choices) -> None:

@@ -229,14 +229,13 @@ class Cluster:
         """Check after each event what must hold always; cheap, because only what was touched is looked at."""
         database = self.database
         if database.touched:
-            for node_id in database.touched:
-                promised = database.promised(node_id)
+            for node_id, promised in database.promised(database.touched).items():
                 if promised > database.capacity[node_id]:
                     self.world.violated(
                         "never more promised on a device than it has", f"{promised / GIB:.0f} GiB on {node_id}"
                     )
             database.touched.clear()
-        if not database.registered <= database.deployments.keys():
+        if len(database.registered) != len(database.deployments):
             self.world.violated("nothing registered is lost", str(database.registered - database.deployments.keys()))
 
     def settled(self) -> None:
@@ -245,8 +244,8 @@ class Cluster:
         for row in self.database.replicas.values():
             if row.desired == Desired.RUN.value:
                 wanted[NodeId(row.node_id)].add(ReplicaId(row.replica_id))
+        crashed = {row.replica_id for row in self.database.replicas.values() if row.state == "crash_loop"}
         for node_id, host in self.hosts.items():
-            crashed = {row.replica_id for row in self.database.replicas.values() if row.state == "crash_loop"}
             orphans = set(host.engines) - wanted[node_id]
             missing = wanted[node_id] - set(host.engines) - crashed  # type: ignore[operator]
             if orphans:
@@ -262,5 +261,5 @@ class Cluster:
                 self.world.violated("the cluster converges", f"{deployment.name} wants {want}, has {states}")
 
     def _is_full(self) -> bool:
-        promise = self.shape.promise_bytes
-        return all(self.database.promised(node_id) + promise > host.total_bytes for node_id, host in self.hosts.items())
+        promised, more = self.database.promised({str(node_id) for node_id in self.hosts}), self.shape.promise_bytes
+        return all(promised[node_id] + more > host.total_bytes for node_id, host in self.hosts.items())

@@ -67,6 +67,7 @@ class Entry:
     stream: int = 0
     devices: tuple[DeviceReading, ...] = ()
     observation: object = None
+    matter: object = None
     version: int = 0
     written: tuple[int, int] = (0, 0)
     state_written: tuple[NodeState, bool] | None = None
@@ -172,7 +173,7 @@ class Controller(Process):
         entry.stream, entry.epoch, entry.sent, entry.boot_id = stream, row.session_epoch, 0, hello.boot_id
         entry.devices = session.devices()
         entry.applied, entry.serial = hello.observation.applied_generation, serial
-        entry.observation = hello.observation
+        entry.observation, entry.matter = hello.observation, significant(hello.observation)
         entry.version += 1
         welcome = Welcome(
             leader_epoch=self.epoch,
@@ -216,10 +217,12 @@ class Controller(Process):
                 entry.devices = answer.devices
                 entry.applied = max(entry.applied, answer.applied_generation)
             elif isinstance(answer, protocol.Observe):
-                observed, known = answer.observation, entry.observation
+                observed = answer.observation
                 entry.observation = observed
                 entry.applied = max(entry.applied, observed.applied_generation)
-                if significant(observed) != significant(known):  # type: ignore[arg-type]
+                matter = significant(observed)
+                if matter != entry.matter:
+                    entry.matter = matter
                     entry.version += 1
                     self.wake()
 

@@ -143,13 +143,13 @@ class Database:
         del self.replicas[replica_id]
         return True
 
-    def promised(self, node_id: str) -> int:
-        """Return the bytes of a node's device that are promised."""
-        return sum(
-            row.promises["gpu0"]
-            for row in self.replicas.values()
-            if row.node_id == node_id and ReplicaState(row.state) in OCCUPYING
-        )
+    def promised(self, node_ids: set[str]) -> dict[str, int]:
+        """Return the bytes that are promised on the device of each of these nodes."""
+        sums = dict.fromkeys(sorted(node_ids), 0)
+        for row in self.replicas.values():
+            if row.node_id in sums and ReplicaState(row.state) in OCCUPYING:
+                sums[row.node_id] += row.promises["gpu0"]
+        return sums
 
 
 _MIRRORED = ("incarnation", "restarts", "pid", "host", "port", "load_s", "code", "message", "log_tail", "base_url")
