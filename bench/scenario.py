@@ -1,4 +1,4 @@
-"""A large simulated cluster: 1,000 nodes, 5,000 replicas, an hour with faults, by the code that decides in production."""
+"""A large simulated cluster: 1,000 nodes, 5,000 replicas, an hour with faults, decided as in production."""
 
 import resource
 import time
