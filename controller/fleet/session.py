@@ -75,7 +75,8 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
             disk_free_bytes=message.disk_free_bytes,
             applied_generation=message.applied_generation,
         )
-        return replace(state, last_sequence=message.sequence), (telemetry, Ack(sequence=message.sequence))
+        heard = SessionState(last_sequence=message.sequence, has_left=state.has_left)
+        return heard, (telemetry, Ack(sequence=message.sequence))
     if isinstance(message, Goodbye):
         return replace(state, has_left=True), (Leave(reason=message.reason),)
     return state, (Observe(observation=message),)
