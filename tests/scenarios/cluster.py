@@ -88,7 +88,7 @@ class Cluster:
         self.hosts: dict[NodeId, Host] = {}
         self.controllers: dict[str, Controller] = {}
         self.door = Door(self)
-        self._streams = 0
+        self._streams = self.passes = 0
         for number in range(shape.nodes):
             node_id = NodeId(f"nod_{number:04}")
             self.hosts[node_id] = Host(self.world, node_id, shape.device_bytes)

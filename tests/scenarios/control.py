@@ -91,7 +91,6 @@ class Controller(Process):
         self.entries: dict[NodeId, Entry] = {}
         self.peers: dict[int, Peer] = {}
         self.table: dict[str, tuple[Target, ...]] = {}
-        self.passes = 0
         self._is_dirty, self._is_busy, self._due = True, False, 0.0
 
     # -- its life -------------------------------------------------------------------------------------------------
@@ -431,7 +430,7 @@ class Controller(Process):
         except LeadershipLost:
             self.die()
             return
-        self.passes += 1
+        self.cluster.passes += 1
         self.leases.storage_is(up=True, now=self.world.now)
         for instant in (planned.wake_at, following.wake_at):
             if instant is not None:
