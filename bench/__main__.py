@@ -5,6 +5,7 @@ python -m bench startup    one measurement of it
 python -m bench plane      what a node's data plane adds; starts no cluster
 python -m bench engines    four engines at once; needs what `make engines` builds
 python -m bench copies     a model's file from node to node; needs no cluster
+python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
 
 import sys
@@ -12,7 +13,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import copies, engines, latency, memory, plane, report, startup
+from bench import copies, engines, latency, memory, plane, report, scenario, startup
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -28,6 +29,9 @@ def main(chosen: list[str]) -> int:
         return 0
     if wanted == {"copies"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-copies", copies.measured()).read_text())
+        return 0
+    if wanted == {"scenario"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-scenario", scenario.measured()).read_text())
         return 0
     sections: list[report.Section] = []
     with a_cluster() as running:

@@ -183,11 +183,13 @@ def status_facts(status: Item) -> Facts:
         counts = status.get(key) or {}
         return f"{counts.get('ready', 0)} of {counts.get('total', 0)} ready"
 
+    brake = str(status.get("brake") or "")
     return Facts(
         facts=(
             ("cluster", _text(status.get("cluster_id"))),
             ("version", _text(status.get("version"))),
             ("nodes", ready("nodes")),
+            *((("brake", brake),) if brake else ()),
             ("deployments", ready("deployments")),
             ("replicas", ready("replicas")),
             ("front doors", f"{_text(status.get('doors'))}, routes at version {_text(status.get('route_version'))}"),

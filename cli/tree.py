@@ -85,6 +85,7 @@ TABLE: Table = {
                 list_="List the nodes.",
                 show="Show one node, its devices and its engines.",
                 approve="Let a node work that joined with a token made with --manual.",
+                unbrake="Place replicas anew though many nodes went silent at once.",
             ),
             **_verbs(
                 "leaving",

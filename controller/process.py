@@ -170,7 +170,9 @@ class Controller:
             await _pause(RENEW_S)
             try:
                 await self._leadership.renew()
+                parts.fleet.storage_is(up=True)
             except Failure:
+                parts.fleet.storage_is(up=False)
                 continue  # the reconcile loop tells of the lost database; the reign lasts unless another one begins
 
     async def _listen(self, guard: TaskGuard, parts: Parts, nodes: NodeServicer) -> None:

@@ -17,7 +17,7 @@ import grpc
 from core.clock import Clock
 from core.errors import Failure
 from core.infra.logs import Log
-from node_agent import fence, identity, shim_client
+from node_agent import fence, fences, identity, shim_client
 from node_agent.devices.reading import Devices
 from node_agent.dialing import Way
 from node_agent.fence import Fence
@@ -238,7 +238,7 @@ class _Connection:
                     break
         ack: node_pb2.HelloAck = message.hello_ack
         seen = self._parts.supervisor.leader_epoch
-        if ack.leader_epoch < seen:
+        if not fences.obeys_leader(seen, ack.leader_epoch):
             raise Rejected(
                 code="node.stale_sequence",
                 message=f"the controller reigns in epoch {ack.leader_epoch}, this node has seen {seen}",

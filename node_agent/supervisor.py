@@ -16,7 +16,7 @@ from core.errors import Failure
 from core.infra.tasks import TaskGuard
 from core.states import Desired, ReplicaState
 from core.texts import sendable
-from node_agent import identity, shim_client
+from node_agent import fences, identity, shim_client
 from node_agent.dataplane.entries import PlaneEntry
 from node_agent.engines.orders import EngineOrder
 from node_agent.files.wants import FileProgress, order_of
@@ -84,7 +84,12 @@ class Supervisor:
     async def _apply(self, desired: node_pb2.Desired) -> bool:
         async with self._applying:
             applied = self._applied
-            if desired.leader_epoch < applied.leader_epoch or desired.generation <= applied.generation:
+            if not fences.applies(
+                seen_epoch=applied.leader_epoch,
+                applied_generation=applied.generation,
+                leader_epoch=desired.leader_epoch,
+                generation=desired.generation,
+            ):
                 return False
             self._applied = Applied(generation=desired.generation, leader_epoch=desired.leader_epoch, desired=desired)
             # On disk first: what is started must be known to the next node agent, whenever this one dies.

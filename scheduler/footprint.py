@@ -41,20 +41,33 @@ class Ledger:
     def __init__(self, snapshot: Snapshot) -> None:
         self._reserve_bytes = snapshot.cpu_reserve_bytes
         self._taken: dict[tuple[NodeId, DeviceId], int] = {}
+        self._promised: dict[tuple[NodeId, DeviceId], int] = {}
         for replica in snapshot.replicas:
-            for device_id in replica.promises:
-                self._take(replica.node_id, device_id, unused_promise_bytes(replica, device_id))
+            if replica.state not in OCCUPYING:
+                continue
+            for device_id, promise in replica.promises.items():
+                self._take(replica.node_id, device_id, unused_promise_bytes(replica, device_id), promise)
 
-    def _take(self, node_id: NodeId, device_id: DeviceId, count: int) -> None:
-        self._taken[node_id, device_id] = self._taken.get((node_id, device_id), 0) + count
+    def _take(self, node_id: NodeId, device_id: DeviceId, unused: int, promise: int) -> None:
+        key = (node_id, device_id)
+        self._taken[key] = self._taken.get(key, 0) + unused
+        self._promised[key] = self._promised.get(key, 0) + promise
 
     def promisable_bytes(self, node: NodeView, device: DeviceView, freed: Mapping[DeviceId, int] | None = None) -> int:
-        """Return the bytes that may still be promised on `device`, with `freed` bytes thought to be free; never < 0."""
+        """Return the bytes that may still be promised on `device`, with `freed` bytes thought to be free; never < 0.
+
+        The device's reading and a replica's measured bytes are not of the same instant: a reading from before an engine
+        loaded, with its use from after it, would give its bytes twice. So the promises of all, used or not, are never
+        more than the device has.
+        """
+        key = (node.node_id, device.device_id)
         reserve = self._reserve_bytes if device.kind is DeviceKind.CPU else 0
-        free = min(device.free_bytes + (freed or {}).get(device.device_id, 0), device.total_bytes)
-        return max(0, free - self._taken.get((node.node_id, device.device_id), 0) - reserve)
+        more = (freed or {}).get(device.device_id, 0)
+        free = min(device.free_bytes + more, device.total_bytes) - self._taken.get(key, 0)
+        unpromised = device.total_bytes - max(0, self._promised.get(key, 0) - more)
+        return max(0, min(free, unpromised) - reserve)
 
     def book(self, node_id: NodeId, promises: Mapping[DeviceId, int]) -> None:
         """Take `promises` off the room of the node's devices."""
         for device_id, count in promises.items():
-            self._take(node_id, device_id, count)
+            self._take(node_id, device_id, count, count)

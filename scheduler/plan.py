@@ -10,11 +10,20 @@ from datetime import datetime
 
 from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState
-from scheduler.feasible import Choices, choices, no_other_node, refusal, refusal_before_nodes, tried_enough, why
+from scheduler.feasible import (
+    Candidate,
+    Choices,
+    choices,
+    no_other_node,
+    refusal,
+    refusal_before_nodes,
+    tried_enough,
+    why,
+)
 from scheduler.footprint import Ledger, held_bytes
 from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop, Stuck
 from scheduler.rank import best
-from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_mass_silence, orphan_verdicts, sorting, target_of
+from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_held, orphan_verdicts, sorting, target_of
 from scheduler.snapshot import (
     DeploymentView,
     DeviceView,
@@ -61,7 +70,6 @@ class _Planning:
         self._nodes = tuple(sorted(snapshot.nodes, key=lambda node: node.node_id))
         self._by_id = {node.node_id: node for node in self._nodes}
         self._ledger = Ledger(snapshot)
-        self._is_braked = is_mass_silence(self._nodes)
         self._replicas: dict[DeploymentId, list[ReplicaView]] = {}
         for replica in sorted(snapshot.replicas, key=lambda one: one.replica_id):
             self._replicas.setdefault(replica.deployment_id, []).append(replica)
@@ -69,7 +77,7 @@ class _Planning:
         self._stops: list[Stop] = []
         self._refusals: list[Refusal] = []
         self._stuck: list[Stuck] = []
-        self._braked = 0
+        self._held_back = 0
 
     def plan(self) -> Plan:
         sorted_out = [(deployment, self._sorting(deployment)) for deployment in self._snapshot.deployments]
@@ -103,14 +111,13 @@ class _Planning:
 
     def _sorting(self, deployment: DeploymentView) -> Sorting:
         replicas = self._replicas.get(deployment.deployment_id, [])
-        return sorting(deployment, replicas, self._by_id, is_braked=self._is_braked)
+        return sorting(deployment, replicas, self._by_id, self._snapshot.now)
 
     def _reconcile(self, deployment: DeploymentView, found: Sorting) -> None:
         for verdict in found.verdicts:
             if verdict.bucket is Bucket.STOP:
                 self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
-        if self._is_braked:
-            self._braked += len(found.of(Bucket.LOST))
+        self._held_back += sum(is_held(verdict, self._by_id) for verdict in found.verdicts)
         if not (found.missing or found.followed or found.exhausted):
             return
         neighbours = _neighbours(self._replicas.get(deployment.deployment_id, []))
@@ -130,12 +137,16 @@ class _Planning:
 
     def _place(self, deployment: DeploymentView, found: Sorting, neighbours: dict[NodeId, int]) -> Refusal | None:
         need = deployment.footprint.total_bytes or 0
+        options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
+        points: dict[int, tuple[float, Candidate]] = {}
         for placed in range(found.missing):
-            options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
             if not options.candidates:
                 self._make_room(deployment, need, found, options)
                 return refusal(deployment, options, placed=deployment.replicas - found.missing + placed)
-            self._start(deployment, options, neighbours)
+            node = self._start(deployment, options, neighbours, points=points)
+            # Only this node has less room now: the thousand others are not asked again.
+            again = choices(deployment, need, (node,), self._ledger, failed_on=found.failed_on)
+            options = options.with_node(node.node_id, again)
         return None
 
     def _follow(
@@ -168,9 +179,10 @@ class _Planning:
         options: Choices,
         neighbours: dict[NodeId, int],
         *,
+        points: dict[int, tuple[float, Candidate]] | None = None,
         succeeds: ReplicaId | None = None,
-    ) -> None:
-        chosen = best(options.candidates, deployment, neighbours)
+    ) -> NodeView:
+        chosen = best(options.candidates, deployment, neighbours, points)
         node_id = chosen.candidate.node.node_id
         start = Start(
             deployment_id=deployment.deployment_id,
@@ -183,6 +195,7 @@ class _Planning:
         self._ledger.book(node_id, start.promises)
         neighbours[node_id] = neighbours.get(node_id, 0) + 1
         self._starts.append(start)
+        return chosen.candidate.node
 
     def _make_room(self, deployment: DeploymentView, need: int, found: Sorting, options: Choices) -> None:
         """Stop the fewest replicas of older generations without which the new one fits, if that is all that lacks.
@@ -217,13 +230,10 @@ class _Planning:
         return min((instant for instant in instants if instant is not None), default=None)
 
     def _notes(self) -> tuple[str, ...]:
-        if not self._is_braked or not self._braked:
+        if not self._held_back:
             return ()
-        lost = sum(1 for node in self._nodes if node.state is NodeState.LOST)
-        return (
-            f"{lost} of {len(self._nodes)} nodes went silent at once: {self._braked} lost replicas are not replaced, "
-            "because the fault is more likely the controller's own network; look at it first",
-        )
+        held = sum(1 for node in self._nodes if node.is_held)
+        return (f"{self._held_back} replicas on {held} lost nodes are not replaced yet",)
 
 
 def _living(found: Sorting) -> int:
@@ -242,7 +252,6 @@ def _neighbours(replicas: Sequence[ReplicaView]) -> dict[NodeId, int]:
 def buckets(snapshot: Snapshot) -> Mapping[Bucket, tuple[ReplicaView, ...]]:
     """Return every replica of `snapshot` in its one bucket, for explanations and tests."""
     nodes = {node.node_id: node for node in snapshot.nodes}
-    is_braked = is_mass_silence(snapshot.nodes)
     verdicts = list(
         orphan_verdicts(
             [
@@ -254,5 +263,5 @@ def buckets(snapshot: Snapshot) -> Mapping[Bucket, tuple[ReplicaView, ...]]:
     )
     for deployment in snapshot.deployments:
         own = [replica for replica in snapshot.replicas if replica.deployment_id == deployment.deployment_id]
-        verdicts += sorting(deployment, own, nodes, is_braked=is_braked).verdicts
+        verdicts += sorting(deployment, own, nodes, snapshot.now).verdicts
     return {bucket: tuple(verdict.replica for verdict in verdicts if verdict.bucket is bucket) for bucket in Bucket}

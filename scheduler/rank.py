@@ -33,36 +33,59 @@ def score(candidate: Candidate, deployment: DeploymentView, *, is_emptiest: bool
     `is_emptiest` says that no candidate of the same sort (GPU or CPU) has fewer of the deployment's replicas around it:
     those alone earn the spread.
     """
+    return round(_plain_points(candidate, deployment) + (SPREAD_POINTS if is_emptiest else 0.0), 6)
+
+
+def _plain_points(candidate: Candidate, deployment: DeploymentView) -> float:
+    """Return the points that do not depend on where the deployment's other replicas are."""
     total = candidate.device.total_bytes
     left_share = candidate.left_bytes / total if total > 0 else 1.0
     points = FIT_POINTS * (1.0 - min(1.0, left_share))
-    points += SPREAD_POINTS if is_emptiest else 0.0
     points += FILES_POINTS if _has_files(candidate, deployment) else 0.0
-    return round(points + (GPU_POINTS if _is_gpu(candidate) else 0.0), 6)
+    return points + (GPU_POINTS if _is_gpu(candidate) else 0.0)
 
 
-def best(candidates: Sequence[Candidate], deployment: DeploymentView, neighbours: Mapping[NodeId, int]) -> Ranked:
+def best(
+    candidates: Sequence[Candidate],
+    deployment: DeploymentView,
+    neighbours: Mapping[NodeId, int],
+    known: dict[int, tuple[float, Candidate]] | None = None,
+) -> Ranked:
     """Return the best of `candidates` (not empty); equal scores go to the lowest node id, then device id.
 
-    `neighbours` are the deployment's replicas on each node already.
+    `neighbours` are the deployment's replicas on each node already; `known` keeps points of candidates, by the identity
+    of the value, between two calls for one deployment: a thousand nodes are not weighed anew for each replica.
     """
+    plain = {} if known is None else known
     fewest: dict[bool, int] = {}
+    seats: list[tuple[Candidate, bool, int, float]] = []
     for candidate in candidates:
         sort, count = _is_gpu(candidate), neighbours.get(candidate.node.node_id, 0)
         fewest[sort] = min(count, fewest.get(sort, count))
-
-    def key(candidate: Candidate) -> tuple[float, str, str]:
-        is_emptiest = neighbours.get(candidate.node.node_id, 0) <= fewest[_is_gpu(candidate)]
-        points = score(candidate, deployment, is_emptiest=is_emptiest)
-        return -points, candidate.node.node_id, candidate.device.device_id
-
-    chosen = min(candidates, key=key)
-    points = -key(chosen)[0]
+        entry = plain.get(id(candidate))
+        if entry is None:
+            # The candidate is kept beside its points, so that no other value can come to have its identity.
+            entry = plain[id(candidate)] = (round(_plain_points(candidate, deployment), 6), candidate)
+        seats.append((candidate, sort, count, entry[0]))
+    chosen = seats[0][0]
+    top: tuple[bool, float] | None = None
+    for candidate, sort, count, plain_points in seats:
+        points = plain_points + SPREAD_POINTS if count <= fewest[sort] else plain_points
+        # One that goes silent again and again is the last resort, whatever it has.
+        rank = (candidate.node.is_flapping, -points)
+        if top is None or rank < top or (rank == top and _order(candidate) < _order(chosen)):
+            top, chosen = rank, candidate
+    assert top is not None, "there is a candidate"
+    points = round(-top[1], 6)
     return Ranked(
         candidate=chosen,
         score=points,
         reason=_reason(chosen, points, deployment, neighbours.get(chosen.node.node_id, 0)),
     )
+
+
+def _order(candidate: Candidate) -> tuple[str, str]:
+    return candidate.node.node_id, candidate.device.device_id
 
 
 def _is_gpu(candidate: Candidate) -> bool:

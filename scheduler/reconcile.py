@@ -16,10 +16,6 @@ from scheduler.snapshot import DeploymentView, NodeView, ReplicaView
 OFFLINE_GRACE_S = 30.0
 """A node that said goodbye may be restarting its agent while its engines serve on: replacements wait this long."""
 
-MASS_SILENCE_NODES = 3
-MASS_SILENCE_SHARE = 0.3
-"""At least so many nodes and more than this share of all lost at once: the fault is more likely ours than theirs."""
-
 
 class Bucket(StrEnum):
     """What the plan makes of one replica."""
@@ -75,16 +71,6 @@ _SERVED = frozenset({ReplicaState.READY, ReplicaState.UNHEALTHY})
 _DEAD = frozenset({ReplicaState.FAILED, ReplicaState.CRASH_LOOP})
 
 
-def is_mass_silence(nodes: Sequence[NodeView]) -> bool:
-    """Return whether so many nodes are lost at once that nothing should be moved for it.
-
-    Source: the same brake in Kubernetes' node lifecycle controller (`--unhealthy-zone-threshold`) and Nomad's
-    `disconnect` handling; a controller that lost its own network must not start the world anew.
-    """
-    lost = sum(1 for node in nodes if node.state is NodeState.LOST)
-    return lost >= MASS_SILENCE_NODES and lost > MASS_SILENCE_SHARE * len(nodes)
-
-
 def is_gone(node: NodeView) -> bool:
     """Return whether replicas on `node` are to be replaced."""
     return node.state is NodeState.LOST or (node.state is NodeState.OFFLINE and node.silent_s >= OFFLINE_GRACE_S)
@@ -101,22 +87,19 @@ def sorting(
     deployment: DeploymentView,
     replicas: Sequence[ReplicaView],
     nodes: Mapping[NodeId, NodeView],
-    *,
-    is_braked: bool,
+    now: datetime,
 ) -> Sorting:
     """Return the bucket of every one of `replicas`, which are all of `deployment`'s.
 
     The decision per replica, first match wins: 1 told to go already: wait. 2 nothing wanted: stop. 3 it has ended:
     stop. 4 its node is gone: lost. 5 of an older generation: see `_older`. 6 leaving: see `_leaving`. 7 a successor on
-    a node that its predecessor no longer moves to: stop. 8 else: see `_current`. With `is_braked`, lost replicas count
-    as if they lived.
+    a node that its predecessor no longer moves to: stop. 8 else: see `_current`. The lost replicas of a node that is
+    held count as if they lived.
     """
     want = 0 if deployment.is_deleting else deployment.replicas
     verdicts, current, leaving, older = _groups(deployment, replicas, nodes, want)
-    lost = sum(
-        1
-        for verdict in verdicts
-        if verdict.bucket is Bucket.LOST and verdict.replica.generation == deployment.generation
+    held_back = sum(
+        is_held(verdict, nodes) and verdict.replica.generation == deployment.generation for verdict in verdicts
     )
     misplaced = _misplaced(current, leaving, nodes)
     verdicts += misplaced
@@ -124,15 +107,15 @@ def sorting(
     failed = [replica for replica in current if replica.state is ReplicaState.FAILED]
     living = sorted(
         (one for one in current if one.state is not ReplicaState.FAILED and one.replica_id not in dropped),
-        key=lambda replica: _worth(replica, nodes),
+        key=lambda replica: _worth(replica, nodes, now),
     )
     unready = want - sum(1 for replica in living[:want] if _is_serving(replica, nodes))
-    going = _leaving(leaving, living, unready, nodes)
+    going = _leaving(leaving, living, unready, nodes, now)
     staying = [verdict.replica for verdict in going if verdict.bucket is Bucket.REPLACE]
     covering = sum(1 for replica in staying if _is_serving(replica, nodes))
     verdicts += _current(living, want) + _failed(failed, unready) + going
-    verdicts += _older(older, max(0, unready - covering), nodes)
-    held = min(want, len(living)) + (lost if is_braked else 0)
+    verdicts += _older(older, max(0, unready - covering), nodes, now)
+    held = min(want, len(living)) + held_back
     succeeded = {replica.succeeds for replica in living}
     alone = [replica for replica in staying if replica.replica_id not in succeeded][: max(0, want - held)]
     # Each want may be tried twice, the second time on another node, so that a bad node costs one try and no loop.
@@ -145,6 +128,12 @@ def sorting(
         followed=tuple(alone[: tries - missing]),
         exhausted=tuple(alone[tries - missing :]),
     )
+
+
+def is_held(verdict: Verdict, nodes: Mapping[NodeId, NodeView]) -> bool:
+    """Return whether a lost replica is not placed anew yet, for its node's sake (`controller.fleet.brake`)."""
+    node = nodes.get(verdict.replica.node_id)
+    return verdict.bucket is Bucket.LOST and node is not None and node.is_held
 
 
 def orphan_verdicts(replicas: Sequence[ReplicaView]) -> tuple[Verdict, ...]:
@@ -175,15 +164,24 @@ def _is_serving(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> bool:
     return replica.state is ReplicaState.READY and nodes[replica.node_id].state is NodeState.READY
 
 
-def _worth(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> tuple[int, datetime, ReplicaId]:
-    """Sort key, best first: ready ones, then those that may become ready, then hopeless ones; the oldest first."""
+def _worth(replica: ReplicaView, nodes: Mapping[NodeId, NodeView], now: datetime) -> tuple[int, datetime, ReplicaId]:
+    """Sort key, best first: ready ones, then those that may become ready, then hopeless ones; the oldest first.
+
+    Of ready ones those count last that were away with their node: a replacement that serves has the requests already,
+    and its node was not the one to go silent. One that does not serve yet is behind every one that does, so that the
+    original is kept and nothing is loaded twice.
+    """
     if _is_serving(replica, nodes):
-        rank = 0
+        rank = 1 if _was_away(replica, nodes[replica.node_id], now) else 0
     elif replica.state in _SERVED:
-        rank = 1
+        rank = 2
     else:
-        rank = 3 if replica.state is ReplicaState.CRASH_LOOP else 2
+        rank = 4 if replica.state is ReplicaState.CRASH_LOOP else 3
     return rank, replica.created_at, replica.replica_id
+
+
+def _was_away(replica: ReplicaView, node: NodeView, now: datetime) -> bool:
+    return node.returned_s is not None and replica.created_at < now - timedelta(seconds=node.returned_s)
 
 
 def _current(living: Sequence[ReplicaView], want: int) -> list[Verdict]:
@@ -241,7 +239,11 @@ def target_of(replica: ReplicaView, nodes: Mapping[NodeId, NodeView]) -> NodeId 
 
 
 def _leaving(
-    leaving: Sequence[ReplicaView], living: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, NodeView]
+    leaving: Sequence[ReplicaView],
+    living: Sequence[ReplicaView],
+    unready: int,
+    nodes: Mapping[NodeId, NodeView],
+    now: datetime,
 ) -> list[Verdict]:
     """Return what becomes of the leaving replicas, of which `unready` are needed until others are ready.
 
@@ -252,7 +254,7 @@ def _leaving(
     relieved = {replica.succeeds for replica in living if _is_serving(replica, nodes)}
     verdicts: list[Verdict] = []
     kept = 0
-    for replica in sorted(leaving, key=lambda one: _worth(one, nodes)):
+    for replica in sorted(leaving, key=lambda one: _worth(one, nodes, now)):
         if replica.state in _DEAD and target_of(replica, nodes) is None:  # 1
             reason = "it does not run and is to leave its node"
         elif replica.replica_id in relieved:  # 2
@@ -276,7 +278,9 @@ def _failed(failed: Sequence[ReplicaView], unready: int) -> list[Verdict]:
     ]
 
 
-def _older(older: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, NodeView]) -> list[Verdict]:
+def _older(
+    older: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, NodeView], now: datetime
+) -> list[Verdict]:
     """Replicas of an older generation serve until as many of the new one are ready; those that never served go now."""
     verdicts = [
         Verdict(replica=replica, bucket=Bucket.STOP, reason="of an older generation and not serving")
@@ -285,7 +289,7 @@ def _older(older: Sequence[ReplicaView], unready: int, nodes: Mapping[NodeId, No
     ]
     serving = sorted(
         (replica for replica in older if replica.state in _SERVED),
-        key=lambda replica: (_worth(replica, nodes)[0], replica.is_leaving, _worth(replica, nodes)),
+        key=lambda replica: (_worth(replica, nodes, now)[0], replica.is_leaving, _worth(replica, nodes, now)),
     )
     verdicts += [Verdict(replica=replica, bucket=Bucket.REPLACE) for replica in serving[:unready]]
     return verdicts + [

@@ -29,6 +29,8 @@ class NodeView:
     """One machine: `engines` are the usable ones with the device kinds they can use there.
 
     `engine_reasons` says of the others why not. `silent_s` is the time since the node was last heard of, in seconds.
+    The replicas of one that `is_held` are not placed anew though it is lost. One that `is_flapping` takes replicas only
+    when no other can. `returned_s` is the time since it came back from being lost, None when it never was.
     """
 
     node_id: NodeId
@@ -46,6 +48,9 @@ class NodeView:
     """Whether an operator lets it work."""
     is_drain_forced: bool = False
     """Whether what is to leave it goes even when nothing can take its place; such a node is cordoned."""
+    is_held: bool = False
+    is_flapping: bool = False
+    returned_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`slice node list|show|approve`."""
+"""`slice node list|show|approve|unbrake`."""
 
 from typing import Annotated
 
@@ -8,7 +8,10 @@ from cli import facts, reach
 from cli.invocation import Invocation
 from cli.options import Output, OutputOption
 from cli.printing import Printer
+from cli.tables import View
 from cli.views import NODES
+
+_BRAKE = View(name=lambda _: "brake", columns=(), empty="")
 
 
 def list_(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
@@ -38,3 +41,11 @@ def approve(
     invocation: Invocation = ctx.obj
     found = reach.admin(invocation).post("nodes", name, "approve", body={})
     Printer(invocation, output).done(found, NODES, f"node {name} may work")
+
+
+def unbrake(ctx: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Place replicas anew though many nodes went silent at once: what is lost now is really lost."""
+    invocation: Invocation = ctx.obj
+    released = reach.admin(invocation).post("brake", "release", body={})
+    what = "is released" if released["was_on"] else "was not on"
+    Printer(invocation, output).done(released, _BRAKE, f"the brake {what}; {released['lost']} nodes are lost")

@@ -11,6 +11,7 @@ from controller.api import member_views, views
 from controller.api.bodies import KeyBody
 from controller.api.stage import Parts, Stage
 from controller.deployments.waiting import standing
+from controller.fleet.brake import sentence
 from core.errors import Failure
 from core.infra.metrics import CONTENT_TYPE, MetricsPage
 from core.states import NodeState, ReplicaState
@@ -35,6 +36,13 @@ def router(stage: Stage, metrics: MetricsPage) -> APIRouter:
     @routes.get("/api/v1/status")
     async def status() -> dict[str, Any]:
         return await _status(stage.parts())
+
+    @routes.post("/api/v1/brake/release")
+    async def release_brake() -> dict[str, Any]:
+        fleet = stage.parts().fleet
+        was_on = fleet.brake.is_on
+        fleet.release_brake()
+        return {"was_on": was_on, "lost": len(fleet.brake.lost)}
 
     @routes.get("/api/v1/routes")
     async def route_table() -> dict[str, Any]:
@@ -72,6 +80,7 @@ async def _status(parts: Parts) -> dict[str, Any]:
         "route_version": parts.routes.version,
         "openai_base_url": parts.openai_base_url,
         "node_listener": member_views.listener(parts.tokens.place),
+        "brake": sentence(parts.fleet.brake, len(seen.live)),
     }
 
 

@@ -60,8 +60,8 @@ class Members:
         """
         known = await node_store.node(connection, newcomer.node_id)
         if known is not None:
-            living = self._fleet.living_machine(newcomer.node_id)
-            if known.joined_at is None or (living is not None and living != newcomer.machine_id):
+            living = self._fleet.living(newcomer.node_id)
+            if known.joined_at is None or (living is not None and living.machine_id != newcomer.machine_id):
                 raise Failure(
                     "node.identity_conflict",
                     f"another machine is connected as node {newcomer.node_id}",

@@ -248,6 +248,8 @@ class NodeNow:
 
     `is_heard` says whether it was heard of since this controller began; `observed_version` grows with each
     observation that differs in more than progress and memory; `sent_generation` is 0 when this session was sent none.
+    The replicas of one that `is_held` are not placed anew though it is lost (`controller.fleet.brake`); `returned_s`
+    are the seconds since it came back from being lost; `rivals` counts other machines that came by its name.
     """
 
     node_id: NodeId
@@ -265,3 +267,7 @@ class NodeNow:
     observed_version: int
     plane_host: str = ""
     plane_port: int = 0
+    is_held: bool = False
+    is_flapping: bool = False
+    returned_s: float | None = None
+    rivals: int = 0

@@ -1,23 +1,28 @@
 """The fleet: which nodes there are, which are heard of, what they hold, and how to reach them.
 
 Comes in: sessions from the gRPC edge, desired sets from the reconcile loop. Goes out: `NodeNow` for every node and
-wake-ups. Live telemetry stays in memory; rows are written at hello and by the reconcile loop. Nothing waits between
-reading and changing the live state, so the event loop is its lock.
+wake-ups. Who lives and who is lost is decided in `controller.fleet.leases`; this is its adapter. Live telemetry stays
+in memory; rows are written at hello and by the reconcile loop. Nothing waits between reading and changing the live
+state, so the event loop is its lock.
 """
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controller.exchange import EngineFact, Observation
+from controller.fleet import lease as machine
 from controller.fleet import session as protocol
 from controller.fleet import store
-from controller.fleet.lease import AwakeClock, Timers, node_state
+from controller.fleet.brake import Brake
+from controller.fleet.lease import Timers
+from controller.fleet.leases import Leases
 from controller.fleet.model import (
     Ack,
     ControllerMessage,
     DesiredSet,
+    Goodbye,
     Hello,
     NodeMessage,
     NodeNow,
@@ -87,11 +92,9 @@ class Session:
 
 @dataclass(kw_only=True)
 class _Entry:
-    """The live half of one node; `heard_at` is in awake seconds, None until the node is heard of in this reign."""
+    """The live half of one node, besides its lease; `rivals` counts other machines that came by its name."""
 
     row: NodeRow
-    heard_at: float | None = None
-    has_left: bool = False
     session: Session | None = None
     devices: tuple[DeviceReading, ...] = ()
     disk_free_bytes: int = 0
@@ -99,7 +102,7 @@ class _Entry:
     sent_generation: int = 0
     observation: Observation | None = None
     observed_version: int = 0
-    told_state: NodeState = field(default=NodeState.SUSPECT)
+    rivals: int = 0
 
 
 class Fleet:
@@ -113,7 +116,7 @@ class Fleet:
         self._clock = clock
         self._leader_epoch = leader_epoch
         self.timers = Timers(heartbeat_s=heartbeat_s)
-        self._awake = AwakeClock(clock.monotonic(), self.timers.max_step_s)
+        self._leases = Leases(self.timers, clock.monotonic())
         self._entries: dict[NodeId, _Entry] = {}
 
     def installed_versions(self, engine: str) -> frozenset[str]:
@@ -147,9 +150,9 @@ class Fleet:
             rows = await store.nodes(connection)
             devices = await store.devices(connection)
         for row in rows:
+            self._leases.add(NodeId(row.node_id), has_left=row.state == NodeState.OFFLINE.value)
             self._entries[NodeId(row.node_id)] = _Entry(
                 row=row,
-                has_left=row.state == NodeState.OFFLINE.value,
                 devices=tuple(device.reading() for device in devices if device.node_id == row.node_id),
             )
 
@@ -159,9 +162,11 @@ class Fleet:
         Raises:
             RefusedError: the hello is not accepted.
         """
-        living = self.living_machine(hello.node_id)
-        refusal = protocol.admission(hello, leader_epoch=self._leader_epoch, living_machine_id=living)
+        refusal = protocol.admission(hello, leader_epoch=self._leader_epoch, living=self.living(hello.node_id))
         if refusal is not None:
+            if refusal.code == protocol.CONFLICT:
+                self._entries[hello.node_id].rivals += 1
+                self._wakeups.wake("node_rival")
             raise RefusedError(refusal)
         try:
             async with self._database.transaction() as connection:
@@ -171,20 +176,26 @@ class Fleet:
                     raise RefusedError(refusal)
                 row = await store.upsert(connection, hello)
         except Failure as failure:
+            if hello.node_id in self._entries:
+                self._happened(hello.node_id, machine.Knocked())
             raise RefusedError(
                 Refuse(code=failure.code, message=failure.message, hint=failure.hint, retry_after_ms=2000)
             ) from failure
         entry = self._entries.setdefault(hello.node_id, _Entry(row=row))
-        if entry.session is not None and entry.session.epoch > row.session_epoch:
-            raise RefusedError(Refuse(code="node.stale_sequence", message="a newer session of this node was faster"))
-        if entry.session is not None:
-            entry.session.close(Refuse(code="node.stale_sequence", message="a newer session of this node has begun"))
+        for effect in self._happened(hello.node_id, machine.Opened(row.session_epoch)):
+            if isinstance(effect, machine.Stale):
+                raise RefusedError(
+                    Refuse(code="node.stale_sequence", message="a newer session of this node was faster")
+                )
+            if isinstance(effect, machine.CloseStream) and entry.session is not None:
+                entry.session.close(
+                    Refuse(code="node.stale_sequence", message="a newer session of this node has begun")
+                )
         session = Session(hello.node_id, row.session_epoch)
-        entry.row, entry.session, entry.has_left, entry.sent_generation = row, session, False, 0
+        entry.row, entry.session, entry.sent_generation = row, session, 0
         entry.devices = hello.inventory.devices
         entry.disk_free_bytes = hello.inventory.disk_free_bytes
         entry.applied_generation = hello.observation.applied_generation
-        entry.heard_at = self._awake.read(self._clock.monotonic())
         self._observe(entry, hello.observation, is_forced=True)
         session.send(
             Welcome(
@@ -198,21 +209,28 @@ class Fleet:
         self._wakeups.wake("node_hello")
         return session
 
-    def living_machine(self, node_id: NodeId) -> str | None:
-        """Return the machine that a node's session is with, or None when no session of it lives."""
+    def living(self, node_id: NodeId) -> protocol.Living | None:
+        """Return the machine of the session that a node has now, if it still lives."""
         entry = self._entries.get(node_id)
         if entry is None or entry.session is None or entry.session.is_closed:
             return None
-        is_living = self._state(entry) in (NodeState.READY, NodeState.SUSPECT)
-        return entry.row.machine_id if is_living else None
+        state = self._leases.state(node_id)
+        if state not in (NodeState.READY, NodeState.SUSPECT):
+            return None
+        return protocol.Living(
+            machine_id=entry.row.machine_id, boot_id=entry.row.boot_id, is_heard=state is NodeState.READY
+        )
 
     def receive(self, session: Session, message: NodeMessage) -> None:
-        """Carry out what one message of a session asks for; messages of a closed session are dropped."""
+        """Carry out what one message of a session asks for; messages of a closed or older session are dropped."""
         entry = self._entries.get(session.node_id)
-        if entry is None or session.is_closed or entry.session is not session:
+        if entry is None or session.is_closed:
+            return
+        has_left = isinstance(message, Goodbye)
+        said = machine.Left(session.epoch) if has_left else machine.Heard(session.epoch)
+        if machine.Stale() in self._happened(session.node_id, said):
             return
         session.state, effects = protocol.step(session.state, message)
-        entry.heard_at = self._awake.read(self._clock.monotonic())
         for effect in effects:
             if isinstance(effect, Ack | Refuse):
                 session.send(effect)
@@ -221,15 +239,15 @@ class Fleet:
                 entry.applied_generation = max(entry.applied_generation, effect.applied_generation)
             elif isinstance(effect, protocol.Observe):
                 self._observe(entry, effect.observation)
-            elif isinstance(effect, protocol.Leave):
-                entry.has_left = True
-        self._tell(entry)
 
     def closed(self, session: Session) -> None:
         """Note that a stream has ended; it says nothing about the node, whose lease runs on."""
         session.close()
         entry = self._entries.get(session.node_id)
-        if entry is not None and entry.session is session:
+        if entry is None:
+            return
+        self._happened(session.node_id, machine.Ended(session.epoch))
+        if entry.session is session:
             entry.session = None
             self._wakeups.wake("node_stream_ended")
 
@@ -243,6 +261,7 @@ class Fleet:
             hint = "join it again with `slice node join`"
             entry.session.close(Refuse(code="node.not_joined", message=message, hint=hint, is_fatal=True))
         del self._entries[node_id]
+        self._leases.forget(node_id)
 
     def close_all(self) -> None:
         """End every session, as this controller ends."""
@@ -260,36 +279,47 @@ class Fleet:
 
     def tick(self) -> None:
         """Look at every lease; wakes the reconcile loop when a node's state changed. Called every `Timers.tick_s`."""
-        self._awake.read(self._clock.monotonic())
-        for entry in self._entries.values():
-            self._tell(entry)
+        before = self._leases.brake
+        for _, change in self._leases.look(self._clock.monotonic()):
+            self._wakeups.wake(f"node_{change.after.value}")
+        if self._leases.brake is not before:
+            self._wakeups.wake("brake")
 
-    def _tell(self, entry: _Entry) -> None:
-        state = self._state(entry)
-        if state is not entry.told_state:
-            entry.told_state = state
-            self._wakeups.wake(f"node_{state.value}")
+    def _happened(self, node_id: NodeId, event: machine.Happened) -> tuple[machine.Effect, ...]:
+        effects = self._leases.happened(node_id, event, self._clock.monotonic())
+        for effect in effects:
+            if isinstance(effect, machine.Changed):
+                self._wakeups.wake(f"node_{effect.after.value}")
+        return effects
 
-    def _silent_s(self, entry: _Entry) -> float:
-        return self._awake.read(self._clock.monotonic()) - (entry.heard_at or 0.0)
+    @property
+    def brake(self) -> Brake:
+        """Whether so many nodes went silent at once that nothing lost is replaced."""
+        return self._leases.brake
 
-    def _state(self, entry: _Entry) -> NodeState:
-        return node_state(
-            self._silent_s(entry), self.timers, is_heard=entry.heard_at is not None, has_left=entry.has_left
-        )
+    def release_brake(self) -> None:
+        """Let what is lost now be replaced, as an operator says."""
+        self._leases.release_brake()
+        self._wakeups.wake("brake")
+
+    def storage_is(self, *, up: bool) -> None:
+        """Note whether the database answers: without it no node becomes lost."""
+        self._leases.storage_is(up=up, now=self._clock.monotonic())
 
     def nodes(self) -> dict[NodeId, NodeNow]:
         """Return every node as it is known now."""
-        return {node_id: self._now(node_id, entry) for node_id, entry in self._entries.items()}
+        self.tick()
+        held, now = self._leases.brake.held, self._clock.monotonic()
+        return {node_id: self._now(node_id, entry, now, held) for node_id, entry in self._entries.items()}
 
-    def _now(self, node_id: NodeId, entry: _Entry) -> NodeNow:
-        session = entry.session
+    def _now(self, node_id: NodeId, entry: _Entry, now: float, held: frozenset[NodeId]) -> NodeNow:
+        session, leases = entry.session, self._leases
         return NodeNow(
             node_id=node_id,
             name=entry.row.name,
-            state=self._state(entry),
-            silent_s=self._silent_s(entry),
-            is_heard=entry.heard_at is not None,
+            state=leases.state(node_id),
+            silent_s=leases.silent_s(node_id, now),
+            is_heard=leases.lease(node_id).heard_at is not None,
             is_connected=session is not None and not session.is_closed,
             devices=entry.devices,
             disk_free_bytes=entry.disk_free_bytes,
@@ -300,6 +330,10 @@ class Fleet:
             observed_version=entry.observed_version,
             plane_host=entry.row.plane_host,
             plane_port=entry.row.plane_port,
+            is_held=node_id in held,
+            is_flapping=leases.is_flapping(node_id, now),
+            returned_s=leases.returned_s(node_id, now),
+            rivals=entry.rivals,
         )
 
     def send_desired(self, node_id: NodeId, session_epoch: int, desired: DesiredSet) -> None:
@@ -311,7 +345,11 @@ class Fleet:
 
     def meet(self, row: NodeRow) -> None:
         """Take in a node that has joined and has said no hello, or one that was approved: what it holds counts now."""
-        entry = self._entries.setdefault(NodeId(row.node_id), _Entry(row=row, has_left=True))
+        node_id = NodeId(row.node_id)
+        if node_id not in self._entries:
+            self._entries[node_id] = _Entry(row=row)
+            self._leases.add(node_id, has_left=True)
+        entry = self._entries[node_id]
         # A hello may have come between the reading of the row and now.
         entry.row = replace(row, session_epoch=max(row.session_epoch, entry.row.session_epoch))
         entry.observed_version += 1

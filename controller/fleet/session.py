@@ -10,6 +10,7 @@ from controller.fleet.model import Ack, Goodbye, Heartbeat, Hello, NodeMessage, 
 from core.devices import DeviceReading
 from core.errors import Failure
 
+CONFLICT = "node.identity_conflict"
 PROTOCOL = 1
 """The one version of slice.node.v1 that this release speaks."""
 
@@ -45,6 +46,15 @@ class Leave:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Living:
+    """The session that a node id has now: the machine at its other end; `is_heard` while its lease is ready."""
+
+    machine_id: str
+    boot_id: str
+    is_heard: bool
+
+
 Effect = Ack | Telemetry | Observe | Leave | Refuse
 
 
@@ -66,7 +76,8 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
             disk_free_bytes=message.disk_free_bytes,
             applied_generation=message.applied_generation,
         )
-        return replace(state, last_sequence=message.sequence), (telemetry, Ack(sequence=message.sequence))
+        heard = SessionState(last_sequence=message.sequence, has_left=state.has_left)
+        return heard, (telemetry, Ack(sequence=message.sequence))
     if isinstance(message, Goodbye):
         return replace(state, has_left=True), (Leave(reason=message.reason),)
     return state, (Observe(observation=message),)
@@ -83,20 +94,30 @@ def protocol_fault(protocol_min: int, protocol_max: int) -> Failure | None:
     )
 
 
-def admission(hello: Hello, *, leader_epoch: int, living_machine_id: str | None) -> Refuse | None:
+def admission(hello: Hello, *, leader_epoch: int, living: Living | None) -> Refuse | None:
     """Return why `hello` may not begin a session, or None when it may.
 
-    `living_machine_id` is the machine of the session that this node id has now and that still lives, if any.
+    `living` is the session that this node id has now and that still lives, if any. 1. Another release. 2. Another
+    machine by the same identity: refused for good. 3. The same machine after another boot, while the first is heard: a
+    cloned virtual machine, or one that came back faster than its silence was noticed; it is told to ask again when the
+    first, if it is gone, is no longer heard. 4. A newer leader has been seen.
     """
     fault = protocol_fault(hello.protocol_min, hello.protocol_max)
     if fault is not None:
         return Refuse(code=fault.code, message=fault.message, hint=fault.hint, is_fatal=True)
-    if living_machine_id is not None and living_machine_id != hello.machine_id:
+    if living is not None and living.machine_id != hello.machine_id:
         return Refuse(
-            code="node.identity_conflict",
+            code=CONFLICT,
             message=f"another machine is connected as node {hello.node_id}",
             hint="a copied data directory? delete its node identity and start the node agent again",
             is_fatal=True,
+        )
+    if living is not None and living.is_heard and living.boot_id != hello.boot_id:
+        return Refuse(
+            code=CONFLICT,
+            message=f"node {hello.node_id} is connected and heard of, from another boot of this machine",
+            hint="a cloned virtual machine? give it a machine id and a node identity of its own",
+            retry_after_ms=1000,
         )
     if hello.max_leader_epoch_seen > leader_epoch:
         return Refuse(

@@ -13,6 +13,7 @@ from psycopg import errors as pg
 from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet import store as fleet_store
+from controller.fleet.brake import Brake, sentence
 from controller.fleet.model import NodeNow, NodeRow
 from controller.leadership import Leadership
 from controller.reconcile.lifecycle import is_past_lease
@@ -56,9 +57,11 @@ class Absorb:
         self._log = log
         self._written: dict[NodeId, tuple[int, int]] = {}
         self._states: dict[NodeId, tuple[NodeState, bool]] = {}
+        self._rivals: dict[NodeId, int] = {}
+        self._is_braked = False
 
-    async def write(self, live: Mapping[NodeId, NodeNow]) -> None:
-        """Write every observation and node state that has not been written.
+    async def write(self, live: Mapping[NodeId, NodeNow], brake: Brake = Brake()) -> None:  # noqa: B008 - frozen
+        """Write every observation, node state and turn of the brake that has not been written.
 
         Raises:
             LeadershipLostError: another controller reigns.
@@ -67,7 +70,13 @@ class Absorb:
         for node_id in self._written.keys() - live.keys():  # forgotten: one that joins again counts from the start
             del self._written[node_id]
             self._states.pop(node_id, None)
+        if brake.is_on != self._is_braked:
+            await self._tell(_brake_happening(brake, len(live)))
+            self._is_braked = brake.is_on
         for node_id, node in live.items():
+            if node.rivals > self._rivals.get(node_id, 0):
+                await self._tell(_rival_happening(node))
+                self._rivals[node_id] = node.rivals
             mark = (node.session_epoch, node.observed_version)
             state = (node.state, is_past_lease(node, self._lost_s))
             if self._written.get(node_id) == mark and self._states.get(node_id) == state:
@@ -80,6 +89,11 @@ class Absorb:
                 # One node's words must not keep what the others say, and every decision, waiting: its next may fit.
                 self._log.error("node_report_unwritable", node=node.name, exc=error)
             self._written[node_id], self._states[node_id] = mark, state
+
+    async def _tell(self, happening: Happening) -> None:
+        async with self._database.transaction() as connection:
+            await self._leadership.fence(connection)
+            await self._events.record(connection, happening)
 
     async def _write_one(
         self, connection: postgres.Connection, node: NodeNow, state: tuple[NodeState, bool], *, is_changed: bool
@@ -128,3 +142,21 @@ def _happening(node: NodeNow) -> Happening:
         message=f"node {node.name} {_SENTENCES[node.state]}",
         data={"node_id": node.node_id},
     )
+
+
+def _rival_happening(node: NodeNow) -> Happening:
+    return Happening(
+        kind="node_identity_conflict",
+        subject_kind=Subject.NODE,
+        subject=node.name,
+        message=f"another machine came with the identity of node {node.name} and was refused: a copied data directory "
+        "or a cloned virtual machine",
+        data={"node_id": node.node_id, "times": node.rivals},
+    )
+
+
+def _brake_happening(brake: Brake, nodes: int) -> Happening:
+    kind, message = "node_brake_released", "the brake is released: replicas of lost nodes are placed anew"
+    if brake.is_on:
+        kind, message = "node_brake", sentence(brake, nodes)
+    return Happening(kind=kind, subject_kind=Subject.CLUSTER, subject="nodes", message=message)

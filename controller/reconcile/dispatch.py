@@ -175,6 +175,17 @@ def _replica_order(row: Replica, deployment: Deployment, picture: Picture, share
     )
 
 
+def numbered(generation: int, *, is_changed: bool, applied_generation: int) -> tuple[int, bool]:
+    """Return the generation of a node's desired set, counted last as `generation`, and whether that is a new one.
+
+    It grows exactly when the content changed. A node that applied more than we ever counted has met a later database
+    than ours: count on above it.
+    """
+    if is_changed or generation == 0 or applied_generation > generation:
+        return max(generation, applied_generation) + 1, True
+    return generation, False
+
+
 class Dispatch:
     """Numbers desired sets and sends them to connected nodes."""
 
@@ -197,11 +208,11 @@ class Dispatch:
                 await self._send_one(row, node, orders(node.node_id, picture, shared))
 
     async def _send_one(self, row: NodeRow, node: NodeNow, wanted: Orders) -> None:
-        generation, digest = row.generation, wanted.digest()
-        # A node that applied more than we ever counted has met a later database than ours: count on above it.
-        is_new = digest != row.desired_digest or node.applied_generation > row.generation or generation == 0
+        digest = wanted.digest()
+        generation, is_new = numbered(
+            row.generation, is_changed=digest != row.desired_digest, applied_generation=node.applied_generation
+        )
         if is_new:
-            generation = max(row.generation, node.applied_generation) + 1
             async with self._database.transaction() as connection:
                 await self._leadership.fence(connection)
                 if not await fleet_store.set_desired(connection, row.node_id, generation, digest):

@@ -126,11 +126,12 @@ def is_gone(row: Replica, node: NodeNow | None, *, generation: int, lost_s: floa
 
     1. Its node reports its whole process tree gone.
     2. Its node has applied the newest desired set and does not report it.
-    3. Its node is past its lease: when it comes back, it is sent a desired set without the replica and stops it.
+    A node's silence is neither: its engine may run, and what was promised to it is not free. The row stays until the
+    node reports, or is forgotten.
     """
-    if row.state == ReplicaState.STOPPED.value or is_past_lease(node, lost_s):
+    if row.state == ReplicaState.STOPPED.value:
         return True
-    if node is None or not node.is_heard or node.observation is None:
+    if node is None or not node.is_heard or node.observation is None or is_past_lease(node, lost_s):
         return False
     is_reported = any(report.replica_id == row.replica_id for report in node.observation.replicas)
     return not is_reported and node.observation.applied_generation >= generation

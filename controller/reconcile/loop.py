@@ -137,7 +137,7 @@ class ReconcileLoop:
         """
         began = time.perf_counter()
         live = self._fleet.nodes()
-        await self._absorb.write(live)
+        await self._absorb.write(live, self._fleet.brake)
         async with self._database.snapshot() as connection:
             picture = await pictures.read(connection)
         self.counts.replica_states = dict(Counter(row.state for row in picture.replicas))
@@ -187,6 +187,7 @@ class ReconcileLoop:
         self.counts.total_s += took_s
 
     def _storage_is(self, *, up: bool, code: str = "") -> None:
+        self._fleet.storage_is(up=up)
         if not up:
             self.counts.failed += 1
         if self.counts.is_storage_up != up:

@@ -118,6 +118,9 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         file_digests=picture.node_files.get(NodeId(row.node_id), frozenset()),
         engines={str(fact["engine"]): frozenset(DeviceKind(kind) for kind in fact["device_kinds"]) for fact in usable},
         container_fault=_container_fault(row.labels),
+        is_held=now.is_held,
+        is_flapping=now.is_flapping,
+        returned_s=now.returned_s,
         engine_reasons={str(fact["engine"]): str(fact["reason"]) for fact in row.engines if not fact["is_usable"]},
     )
 

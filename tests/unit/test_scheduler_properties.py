@@ -34,6 +34,9 @@ def nodes(draw, name):
         is_drain_forced=is_cordoned and draw(st.sampled_from([False, False, True])),
         silent_s=draw(st.sampled_from([0.0, 9.0, 60.0])),
         engines=draw(engines),
+        is_held=draw(st.booleans()),
+        is_flapping=draw(st.booleans()),
+        returned_s=draw(st.sampled_from([None, 3.0, 100.0])),
     )
 
 
