@@ -271,6 +271,13 @@ def _end(replica: Replica, code: str, message: str) -> Step:
     return Step(replica=replace(replica, ending_as=fault, fault=fault), effects=(EndEngine(),))
 
 
+_OUT_OF_MEMORY = {
+    "cgroup": "a memory limit above it was reached; raise the limit of the service or container it runs in, or give it "
+    "a smaller context or model",
+    "host": "the machine ran out of main memory; end what else uses it, or give it a smaller context or model",
+}
+
+
 def _exit_fault(replica: Replica, event: Exited) -> Fault:
     if replica.ending_as is not None:
         code, message = replica.ending_as.code, replica.ending_as.message
@@ -279,6 +286,9 @@ def _exit_fault(replica: Replica, event: Exited) -> Fault:
         when = "before it was ready" if replica.state is ReplicaState.STARTING else "while it was serving"
         how = f"was killed by signal {event.exit_signal}" if event.exit_signal else f"ended with code {event.exit_code}"
         message = f"the engine could not be started: {event.reason}" if event.reason else f"the engine {how} {when}"
+        if whose := _OUT_OF_MEMORY.get(event.out_of_memory):
+            code = "engine.out_of_memory"
+            message = f"the engine was ended by the kernel {when}: {whose}"
     return Fault(
         code=code,
         message=message,

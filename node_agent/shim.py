@@ -2,8 +2,8 @@
 
 Comes in: the path of a JSON file (the fields of `node_agent.shim_client.ShimSpec`), then JSON lines on a unix socket.
 Goes out: `record.json` in `record_dir`, and answers on the socket. Run by path as `python -I -S shim.py SPEC.json`;
-standard library only, none of our packages, one thread. Must never end while a process of its tree lives, never leave
-a tree without its leader, and never touch a process outside its own tree.
+standard library only, none of our packages but `cgroups.py` beside it, one thread. Must never end while a process of
+its tree lives, never leave a tree without its leader, and never touch a process outside its own tree.
 
 Operations, one JSON object a line: `status`, `stop` (`grace_s`), `wait`, `release`. Every answer is one JSON line
 `{"ok": true, ...status}` or `{"ok": false, "error": "..."}`.
@@ -12,6 +12,7 @@ Operations, one JSON object a line: `status`, `stop` (`grace_s`), `wait`, `relea
 import contextlib
 import ctypes
 import fcntl
+import importlib.util
 import json
 import os
 import resource
@@ -22,7 +23,14 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from node_agent import cgroups
+else:  # by path: in isolation there are no packages, and an upgrade may change what lies beside us only for the next
+    _found = importlib.util.spec_from_file_location("cgroups", os.path.join(os.path.dirname(__file__), "cgroups.py"))
+    cgroups = importlib.util.module_from_spec(_found)
+    _found.loader.exec_module(cgroups)
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _TICK_S = 2.0  # how often the log's size and the socket's presence are looked at
@@ -44,6 +52,11 @@ def _stat_fields(pid: int) -> list[str] | None:
 def _start_ticks(pid: int) -> int:
     fields = _stat_fields(pid)
     return int(fields[19]) if fields else 0
+
+
+def _is_living(pid: int) -> bool:
+    fields = _stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
 
 
 def _boot_id() -> str:
@@ -119,6 +132,8 @@ class Record:
             "exit_code": None,
             "exit_signal": None,
             "spawn_error": None,
+            "out_of_memory": "",
+            "cgroup": None,
             "tree_gone": False,
             "is_full": False,
         }
@@ -137,7 +152,7 @@ class Record:
     def status(self) -> dict[str, Any]:
         """Return the part that clients are told."""
         names = ("shim", "shim_id", "incarnation", "leader", "state", "exit_code", "exit_signal", "spawn_error")
-        return {**{name: self.values[name] for name in names}, "tree_gone": self.values["tree_gone"]}
+        return {name: self.values[name] for name in (*names, "out_of_memory", "cgroup", "tree_gone")}
 
 
 class Leader:
@@ -212,6 +227,9 @@ class Shim:
         self._is_released = False
         self._kill_at: float | None = None
         self._round_s = _KILL_ROUND_S
+        self._places = cgroups.places()
+        self._group: cgroups.Group | None = None
+        self._counts = self._newer_counts = cgroups.counts(None, self._places)
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -233,6 +251,12 @@ class Shim:
         leader = Leader(self._spec)
         self._leader_pid = leader.pid
         values["leader"] = {"pid": leader.pid, "start_ticks": _start_ticks(leader.pid)}
+        # Before the gate opens: what the engine forks is born inside.
+        name = f"{self._spec['shim_id']}.{os.getpid()}-{values['shim']['start_ticks']}"
+        self._group = cgroups.enter(leader.pid, name, self._places)
+        if self._group is not None:
+            values["cgroup"] = {"kind": self._group.kind, "folder": self._group.folder}
+        self._counts = self._newer_counts = cgroups.counts(self._group, self._places)
         self._record.write()
         error = leader.open_gate()
         if error:
@@ -284,6 +308,10 @@ class Shim:
         self._leader_pid = 0
         values["exit_code"], values["exit_signal"] = (code, None) if code >= 0 else (None, -code)
         values["state"] = "stopped" if self._is_stopping else "exited"
+        if code and not self._is_stopping:
+            now = cgroups.counts(self._group, self._places)
+            was_killed = code == -signal.SIGKILL
+            values["out_of_memory"] = cgroups.out_of_memory(self._counts, now, was_killed=was_killed)
         self._record.write()
         self._answer_waiting("wait")
         # An engine without its leader is dead, but its workers may still hold a GPU.
@@ -293,11 +321,13 @@ class Shim:
         if self._kill_at is None or time.monotonic() < self._kill_at:
             return
         self._is_killing = True
+        if self._group is not None:
+            self._group.kill()
         rest = descendants(os.getpid())
         for pid, ticks in rest:
             _kill_exactly(pid, ticks)
         self._reap()
-        if not rest and self._leader_pid == 0:
+        if not rest and self._leader_pid == 0 and self._is_group_gone():
             self._kill_at = None
             self._record.values["tree_gone"] = True
             self._record.write()
@@ -306,6 +336,12 @@ class Shim:
         # Invariant: killing goes on until a look at /proc finds nothing; a fork between look and kill is met next time.
         self._kill_at = time.monotonic() + self._round_s
         self._round_s = min(0.25, self._round_s * 2)
+
+    def _is_group_gone(self) -> bool:
+        if self._group is None or self._group.remove():
+            return True
+        # Groups below, made by a container program, may be ones that we must not remove; only living members count.
+        return not any(_is_living(pid) for pid in self._group.pids())
 
     def _stop(self, grace_s: float) -> None:
         if self._record.values["tree_gone"]:
@@ -321,6 +357,10 @@ class Shim:
     # -- log and socket ------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
+        if not self._counts.is_own:
+            # A counter that others share says something of the last moments only; of two looks the older one is kept
+            # for comparison, since a big process takes a while from its kill to its exit.
+            self._counts, self._newer_counts = self._newer_counts, cgroups.counts(self._group, self._places)
         with contextlib.suppress(OSError):
             self._rotate()
         if not os.path.exists(self._spec["socket_path"]):

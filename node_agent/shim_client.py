@@ -16,7 +16,8 @@ from typing import Any
 from core.errors import Failure
 from core.infra import cluster, processes
 from core.infra.processes import ProcessMark
-from node_agent import killing
+from node_agent import cgroups, killing
+from node_agent.cgroups import Group
 from node_agent.killing import boot_id as boot_id
 
 SHIM_PROGRAM = Path(__file__).with_name("shim.py")
@@ -46,7 +47,8 @@ class ShimSpec:
 class ShimStatus:
     """What a shim says: `state` is spawning, running, exited (by itself) or stopped (on our word).
 
-    `is_tree_gone` is true when no process of the tree is left; only then may the shim be released.
+    `is_tree_gone` is true when no process of the tree is left; only then may the shim be released. `out_of_memory` says
+    for whose want of memory the kernel killed in the tree: `cgroup` (a limit), `host`, or "".
     """
 
     state: str
@@ -57,6 +59,7 @@ class ShimStatus:
     exit_signal: int | None
     spawn_error: str | None
     is_tree_gone: bool
+    out_of_memory: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -66,18 +69,26 @@ class ShimStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ShimRecord:
-    """`record.json` of one shim, as last written; `boot_id` tells whether its pids mean anything now."""
+    """`record.json` of one shim, as last written; `boot_id` tells whether its pids mean anything now.
+
+    `group` is the control group that the tree was put into, if any.
+    """
 
     shim_id: str
     boot_id: str
     socket_path: Path
     status: ShimStatus
+    group: Group | None = None
 
 
 def _mark_of(value: Any) -> ProcessMark | None:
     if not isinstance(value, dict):
         return None
     return ProcessMark(pid=int(value["pid"]), start_ticks=int(value["start_ticks"]))
+
+
+def _group_of(value: Any) -> Group | None:
+    return cgroups.known(value.get("kind"), value.get("folder")) if isinstance(value, dict) else None
 
 
 def _status_of(values: Mapping[str, Any]) -> ShimStatus:
@@ -90,6 +101,7 @@ def _status_of(values: Mapping[str, Any]) -> ShimStatus:
         exit_signal=values["exit_signal"],
         spawn_error=values["spawn_error"],
         is_tree_gone=bool(values["tree_gone"]),
+        out_of_memory=str(values.get("out_of_memory", "")),  # absent where a shim of an earlier release runs on
     )
 
 
@@ -102,6 +114,7 @@ def read_record(record_dir: Path) -> ShimRecord | None:
             boot_id=str(values["boot_id"]),
             socket_path=Path(values["intent"]["socket_path"]),
             status=_status_of(values),
+            group=_group_of(values.get("cgroup")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -290,9 +303,9 @@ async def sweep(record_dir: Path) -> int:
     """Kill what is left of a tree whose shim is dead or out of reach; return how many processes were killed.
 
     Only processes that the record or the node agent's `family.json` names are touched: the shim, the leader, the
-    leader's session, the noted family, and all their descendants. Nothing is touched when they are of another boot, and
-    nothing but the shim when the record says that its tree is gone. The caller has made sure by `find` that no shim can
-    do this itself.
+    leader's session, the control group, the noted family, and all their descendants. Nothing is touched when they are
+    of another boot, and nothing but the shim when the record says that its tree is gone. The caller has made sure by
+    `find` that no shim can do this itself.
 
     Raises:
         Failure: `shim.lost` when processes survive 15 s of SIGKILL.
@@ -301,6 +314,8 @@ async def sweep(record_dir: Path) -> int:
     record = read_record(record_dir)
     if record is not None:
         record.socket_path.unlink(missing_ok=True)
+        if record.group is not None and record.boot_id == boot_id():
+            await asyncio.to_thread(record.group.remove)
     return count
 
 
@@ -339,7 +354,14 @@ def _left_of(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark
     if record.status.is_tree_gone:
         # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
         return killing.left_of(named, None)
-    return killing.left_of(named | set(_noted_family(record_dir)), leader)
+    return killing.left_of(named | set(_noted_family(record_dir)) | _members_of(record.group), leader)
+
+
+def _members_of(group: Group | None) -> set[ProcessMark]:
+    """Return who is in the tree's control group, whoever their parents are."""
+    if group is None:
+        return set()
+    return {mark for pid in group.pids() if (mark := processes.mark(pid)) is not None}
 
 
 def _noted_family(record_dir: Path) -> list[ProcessMark]:

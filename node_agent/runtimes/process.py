@@ -247,6 +247,7 @@ class ProcessEngine:
                 reason=(status.spawn_error or "") if status else lost,
                 log_tail=tail,
                 is_port_taken=is_port_taken,
+                out_of_memory=status.out_of_memory if status else "",
                 chance=self._around.chance(),
             )
         )
