@@ -46,6 +46,8 @@ class RestartPolicy:
     loop_window_s: float = 900.0
     port_retries: int = 3
     """Free restarts when the port was taken between the look and the engine's bind."""
+    memory_return_s: float = 30.0
+    """How long a dead engine's device memory may take to come back; until then no other is started on top of it."""
     unresponsive_s: float = 120.0
     """How long an engine may live without answering before it is restarted: a long prompt may block its server."""
 

@@ -354,7 +354,7 @@ def _left_of(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark
     if record.status.is_tree_gone:
         # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
         return killing.left_of(named, None)
-    return killing.left_of(named | set(_noted_family(record_dir)) | _members_of(record.group), leader)
+    return killing.left_of(named | set(noted_family(record_dir)) | _members_of(record.group), leader)
 
 
 def _members_of(group: Group | None) -> set[ProcessMark]:
@@ -364,7 +364,8 @@ def _members_of(group: Group | None) -> set[ProcessMark]:
     return {mark for pid in group.pids() if (mark := processes.mark(pid)) is not None}
 
 
-def _noted_family(record_dir: Path) -> list[ProcessMark]:
+def noted_family(record_dir: Path) -> list[ProcessMark]:
+    """Return the tree's members as `note_family` last wrote them in this boot; none when there are none."""
     try:
         noted = json.loads((record_dir / "family.json").read_text())
         if noted["boot_id"] != boot_id():
