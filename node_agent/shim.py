@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import selectors
-import shutil
 import signal
 import socket
 import struct
@@ -113,6 +112,36 @@ def _write_whole(path: str, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def rotate(path: str, max_bytes: int, kept: int) -> None:
+    """Cut the log at `path` when it is longer than `max_bytes`; its end goes to `path.1`, and so on up to `path.kept`.
+
+    All files together hold at most `max_bytes * (1 + kept)` and what is written between two looks. Copied and cut,
+    because the engine keeps its file open: lines written in between are lost.
+    """
+    size = os.stat(path).st_size
+    if size <= max_bytes:
+        return
+    try:
+        for number in range(kept, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{path}.{number - 1}", f"{path}.{number}")
+        if kept:
+            _copy_end(path, f"{path}.1", max(0, size - max_bytes), max_bytes)
+    except OSError:
+        # A full disk: the room is worth more than the lines, and an engine that cannot write its log may end of it.
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}.1")
+    os.truncate(path, 0)
+
+
+def _copy_end(path: str, to: str, begin: int, left: int) -> None:
+    with open(path, "rb") as source, open(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        source.seek(begin)
+        while left > 0 and (block := source.read(min(left, 1 << 20))):  # one who writes on and on is not followed
+            copy.write(block)
+            left -= len(block)
 
 
 class Record:
@@ -362,7 +391,7 @@ class Shim:
             # for comparison, since a big process takes a while from its kill to its exit.
             self._counts, self._newer_counts = self._newer_counts, cgroups.counts(self._group, self._places)
         with contextlib.suppress(OSError):
-            self._rotate()
+            rotate(self._spec["log_path"], self._spec["log_max_bytes"], self._spec["log_kept"])
         if not os.path.exists(self._spec["socket_path"]):
             # Cleaners of temporary directories remove old sockets; without one nobody could adopt the engine.
             old = self._listener
@@ -370,15 +399,6 @@ class Shim:
                 self._listener = self._listen()
                 self._selector.unregister(old)
                 old.close()
-
-    def _rotate(self) -> None:
-        path = self._spec["log_path"]
-        if os.stat(path).st_size <= self._spec["log_max_bytes"]:
-            return
-        # Copy and cut, because the engine keeps the file open; lines written in between are lost.
-        shutil.copyfile(path, f"{path}.1.new")
-        os.rename(f"{path}.1.new", f"{path}.1")
-        os.truncate(path, 0)
 
     def _accept(self) -> None:
         try:

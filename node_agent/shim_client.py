@@ -29,7 +29,10 @@ _TROUBLE_PAUSE_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class ShimSpec:
-    """One process tree to be; `env` is the whole environment, `argv[0]` an absolute path."""
+    """One process tree to be; `env` is the whole environment, `argv[0]` an absolute path.
+
+    Its log is cut at `log_max_bytes`, and `log_kept` earlier pieces of that size are kept beside it.
+    """
 
     shim_id: str
     argv: tuple[str, ...]
@@ -41,6 +44,7 @@ class ShimSpec:
     incarnation: int = 1
     stop_grace_s: float = 10.0
     log_max_bytes: int = 16 * 1024**2
+    log_kept: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +252,7 @@ def _write_spec(spec: ShimSpec) -> Path:
         "incarnation": spec.incarnation,
         "stop_grace_s": spec.stop_grace_s,
         "log_max_bytes": spec.log_max_bytes,
+        "log_kept": spec.log_kept,
     }
     file = spec.record_dir / "spec.json"
     cluster.write_private(file, json.dumps(values))
