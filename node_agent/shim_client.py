@@ -7,6 +7,7 @@ node agent for engines and by the cluster's supervisor for Ray. Must not signal 
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -75,13 +76,14 @@ class ShimStatus:
 class ShimRecord:
     """`record.json` of one shim, as last written; `boot_id` tells whether its pids mean anything now.
 
-    `group` is the control group that the tree was put into, if any.
+    `group` is the control group that the tree was put into, if any; `log_path` is where its output goes.
     """
 
     shim_id: str
     boot_id: str
     socket_path: Path
     status: ShimStatus
+    log_path: Path
     group: Group | None = None
 
 
@@ -118,6 +120,7 @@ def read_record(record_dir: Path) -> ShimRecord | None:
             boot_id=str(values["boot_id"]),
             socket_path=Path(values["intent"]["socket_path"]),
             status=_status_of(values),
+            log_path=Path(values["intent"]["log_path"]),
             group=_group_of(values.get("cgroup")),
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -308,9 +311,9 @@ async def sweep(record_dir: Path) -> int:
     """Kill what is left of a tree whose shim is dead or out of reach; return how many processes were killed.
 
     Only processes that the record or the node agent's `family.json` names are touched: the shim, the leader, the
-    leader's session, the control group, the noted family, and all their descendants. Nothing is touched when they are
-    of another boot, and nothing but the shim when the record says that its tree is gone. The caller has made sure by
-    `find` that no shim can do this itself.
+    leader's session, the noted family, the control group or, without one, those whose output is the engine's log, and
+    all their descendants. Nothing is touched when they are of another boot, and nothing but the shim when the record
+    says that its tree is gone. The caller has made sure by `find` that no shim can do this itself.
 
     Raises:
         Failure: `shim.lost` when processes survive 15 s of SIGKILL.
@@ -359,14 +362,28 @@ def _left_of(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark
     if record.status.is_tree_gone:
         # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
         return killing.left_of(named, None)
-    return killing.left_of(named | set(noted_family(record_dir)) | _members_of(record.group), leader)
+    return killing.left_of(named | set(noted_family(record_dir)) | _members_of(record), leader)
 
 
-def _members_of(group: Group | None) -> set[ProcessMark]:
-    """Return who is in the tree's control group, whoever their parents are."""
-    if group is None:
-        return set()
-    return {mark for pid in group.pids() if (mark := processes.mark(pid)) is not None}
+def _members_of(record: ShimRecord) -> set[ProcessMark]:
+    """Return who is of the tree, whoever their parents are: by its control group, or by its log.
+
+    The log is private to the replica, and a fork keeps its output through new sessions and new names.
+    """
+    pids = record.group.pids() if record.group is not None else _writers_of(record.log_path)
+    return {mark for pid in pids if (mark := processes.mark(pid)) is not None}
+
+
+def _writers_of(log_path: Path) -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _writes_to(int(entry), str(log_path))]
+
+
+def _writes_to(pid: int, place: str) -> bool:
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # it ended, or is a stranger's
+            if os.readlink(f"/proc/{pid}/fd/{output}") == place:
+                return True
+    return False
 
 
 def noted_family(record_dir: Path) -> list[ProcessMark]:

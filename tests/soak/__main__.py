@@ -88,7 +88,8 @@ def section(rounds: list[Round]) -> tuple[report.Section, list[str]]:
         "One node agent, one fake engine with three children in sessions of their own under other names, a controller "
         "on a unix socket that notes when it hears what. Each round is a kill -9 of its victims at once and lasts "
         "until all is well again; the loop starts a killed node agent anew. The pause before a restart is the "
-        "product's first one (1 s -+ 20 %) each time. Seconds from the kill, looked at every 20 ms. "
+        "product's first one (1 s -+ 20 %) each time. Seconds from the kill; the old tree and strays are looked for "
+        "once the replica is ready again, so that theirs is an upper bound. "
         f"Rounds by victims: {by_victims}."
     )
     header = ("figure", "rounds", "median", "minimum", "maximum", "p95", "bar (maximum)")

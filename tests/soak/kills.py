@@ -80,16 +80,17 @@ class Watching(Controller):
 
 
 class KillLoop:
-    """The loop over one node."""
+    """The loop over one node, whose node agent is started by the program `under` if there is one."""
 
-    def __init__(self, node: Node, controller: Watching, seed: str) -> None:
+    def __init__(self, node: Node, controller: Watching, seed: str, under: tuple[str, ...] = ()) -> None:
+        self._under = under
         self._node = node
         self._controller = controller
         self._seed = seed
 
     async def begin(self) -> None:
         """Start the node and its replica."""
-        await self._node.start(restart_policy=POLICY)
+        await self._node.start(under=self._under, restart_policy=POLICY)
         await trees.until(lambda: self._controller.hellos)
         await self._controller.want(nodes.desired(1, nodes.want(fork_tree=3)))
         await nodes.until_state(self._controller, "ready")
@@ -123,7 +124,7 @@ class KillLoop:
         if "node agent" in victims:
             assert self._node.process is not None
             await self._node.process.wait()
-            await self._node.start(restart_policy=POLICY)
+            await self._node.start(under=self._under, restart_policy=POLICY)
             await trees.until(lambda: len(controller.hellos) > hellos, 30.0)
         is_restarted = bool({"shim", "leader"} & set(victims))
         incarnation = status.incarnation + is_restarted

@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from core.infra import processes
+from node_agent import shim_client
 from tests import waiting
 from tests.node_agent import controllers
 from tests.node_agent.nodes import Node
@@ -17,20 +22,40 @@ _LOADED = 2.0
 """Tests run beside others; the bars themselves are those of `make soak`."""
 
 
-async def test_a_node_survives_kill_9_of_every_part_and_leaves_no_orphan(tmp_path: Path) -> None:
+WITHOUT_GROUPS = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"', "sh")
+
+
+async def kills(tmp_path: Path, numbers: Iterable[int], under: tuple[str, ...] = ()) -> list[Round]:
+    """Return what the rounds `numbers` took; nobody of the node is left after it."""
     node = Node(tmp_path)
     try:
         async with controllers.serving(node.control, Watching()) as controller:
-            loop = KillLoop(node, controller, "short")
+            loop = KillLoop(node, controller, "short", under)
             await loop.begin()
-            rounds = [await loop.round(number) for number in range(len(VICTIMS))]
+            record = shim_client.read_record(node.data_dir / "replicas" / "rep_one")
+            assert record is not None
+            assert not under or record.group is None
+            rounds = [await loop.round(number) for number in numbers]
     finally:
         await node.close()
+    assert strays(node.data_dir) == []
+    return rounds
+
+
+async def test_a_node_survives_kill_9_of_every_part_and_leaves_no_orphan(tmp_path: Path) -> None:
+    rounds = await kills(tmp_path, range(len(VICTIMS)))
     assert sorted(one.victims for one in rounds) == sorted(" + ".join(victims) for victims in VICTIMS)
     assert max(one.out_of_routing_s or 0.0 for one in rounds) < OUT_OF_ROUTING_S * _LOADED
     assert max(one.restart_s or 0.0 for one in rounds) < RESTART_S * _LOADED
     assert sum(one.restart_s is not None for one in rounds) == 3
-    assert strays(node.data_dir) == []
+
+
+async def test_no_orphan_is_left_where_no_control_group_can_be_made(tmp_path: Path) -> None:
+    tried = subprocess.run([*WITHOUT_GROUPS, "true"], capture_output=True, text=True, check=False, timeout=10)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace can be made here: {tried.stderr.strip()}")
+    hardest = [number for number in range(len(VICTIMS)) if "shim" in victims_of("short", number)]
+    assert len(await kills(tmp_path, hardest, WITHOUT_GROUPS)) == 4
 
 
 def test_every_block_of_rounds_has_every_set_of_victims_and_can_be_repeated() -> None:
