@@ -6,7 +6,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP_SERVER := .make/server
 STAMP_DEV := .make/dev
 
-.PHONY: up down test engines-test lint bench engines protos clean
+.PHONY: up down test engines-test lint bench soak engines protos clean
 
 up: $(STAMP_SERVER)
 	$(BIN)/slice up
@@ -31,6 +31,11 @@ lint: $(STAMP_DEV)
 
 bench: $(STAMP_DEV)
 	$(BIN)/python -m bench
+
+# The long loops that kill things at random; goes on where an earlier run stopped, and writes bench/results/.
+ROUNDS ?= 100
+soak: $(STAMP_DEV)
+	$(BIN)/python -m tests.soak --rounds $(ROUNDS)
 
 # Installs the engines that tests run on and makes their models (5 GB), once, outside the tree: tests/engine_models.py.
 engines: $(STAMP_DEV)

@@ -38,8 +38,8 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def write(name: str, sections: Sequence[Section]) -> Path:
-    """Write the results file and return its path."""
+def write(name: str, sections: Sequence[Section], command: str = "") -> Path:
+    """Write the results file and return its path; `command` is what makes it again, by default this benchmark."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     lines = [
@@ -49,7 +49,7 @@ def write(name: str, sections: Sequence[Section]) -> Path:
         f"{text_from_bytes(psutil.virtual_memory().total)}, {platform.system()} {platform.release()}; "
         f"load average at the end {load}",
         f"- versions: Python {platform.python_version()}, {versions}",
-        f"- command: `make bench` (`python -m bench {' '.join(sys.argv[1:])}`)".replace(" `)", "`)"),
+        f"- command: {command or _own_command()}",
         "",
     ]
     for section in sections:
@@ -60,6 +60,10 @@ def write(name: str, sections: Sequence[Section]) -> Path:
     file = RESULTS / f"{name}.md"
     file.write_text("\n".join(lines))
     return file
+
+
+def _own_command() -> str:
+    return f"`make bench` (`python -m bench {' '.join(sys.argv[1:])}`)".replace(" `)", "`)")
 
 
 def _cpu_name() -> str:

@@ -126,6 +126,8 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "engine.died_at_start": (Kind.FAILED, Retry.LATER),
     "engine.start_timeout": (Kind.FAILED, Retry.LATER),
     "engine.exited": (Kind.FAILED, Retry.LATER),
+    "engine.out_of_memory": (Kind.FAILED, Retry.LATER),
+    "engine.memory_not_returned": (Kind.UNAVAILABLE, Retry.LATER),
     "engine.unresponsive": (Kind.FAILED, Retry.LATER),
     "engine.no_free_port": (Kind.UNAVAILABLE, Retry.LATER),
     "container.unavailable": (Kind.CONFLICT, Retry.NEVER),

@@ -63,13 +63,16 @@ class ProbeFailed:
 
 @dataclass(frozen=True, kw_only=True)
 class Exited:
-    """The engine's leader is gone, and with it its whole tree. `chance` is drawn by the caller, 0 to 1."""
+    """The engine's leader is gone, and with it its whole tree. `chance` is drawn by the caller, 0 to 1;
+    `out_of_memory` is `cgroup`, `host` or "".
+    """
 
     exit_code: int | None = None
     exit_signal: int | None = None
     reason: str = ""
     log_tail: tuple[str, ...] = ()
     is_port_taken: bool = False
+    out_of_memory: str = ""
     chance: float = 0.5
 
 

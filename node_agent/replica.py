@@ -46,6 +46,8 @@ class RestartPolicy:
     loop_window_s: float = 900.0
     port_retries: int = 3
     """Free restarts when the port was taken between the look and the engine's bind."""
+    memory_return_s: float = 30.0
+    """How long a dead engine's device memory may take to come back; until then no other is started on top of it."""
     unresponsive_s: float = 120.0
     """How long an engine may live without answering before it is restarted: a long prompt may block its server."""
 
@@ -271,6 +273,13 @@ def _end(replica: Replica, code: str, message: str) -> Step:
     return Step(replica=replace(replica, ending_as=fault, fault=fault), effects=(EndEngine(),))
 
 
+_OUT_OF_MEMORY = {
+    "cgroup": "a memory limit above it was reached; raise the limit of the service or container it runs in, or give it "
+    "a smaller context or model",
+    "host": "the machine ran out of main memory; end what else uses it, or give it a smaller context or model",
+}
+
+
 def _exit_fault(replica: Replica, event: Exited) -> Fault:
     if replica.ending_as is not None:
         code, message = replica.ending_as.code, replica.ending_as.message
@@ -279,6 +288,9 @@ def _exit_fault(replica: Replica, event: Exited) -> Fault:
         when = "before it was ready" if replica.state is ReplicaState.STARTING else "while it was serving"
         how = f"was killed by signal {event.exit_signal}" if event.exit_signal else f"ended with code {event.exit_code}"
         message = f"the engine could not be started: {event.reason}" if event.reason else f"the engine {how} {when}"
+        if whose := _OUT_OF_MEMORY.get(event.out_of_memory):
+            code = "engine.out_of_memory"
+            message = f"the engine was ended by the kernel {when}: {whose}"
     return Fault(
         code=code,
         message=message,

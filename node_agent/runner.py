@@ -201,7 +201,7 @@ class Runner:
             case lifecycle.FetchFiles():
                 self._prepare("fetch", self._engine.fetch, lifecycle.FilesReady())
             case lifecycle.InstallEngine():
-                self._prepare("install", self._engine.install, lifecycle.EngineReady())
+                self._prepare("install", self._installed, lifecycle.EngineReady())
             case lifecycle.Spawn():
                 await self._spawn(effect.incarnation)
             case lifecycle.Watch():
@@ -243,6 +243,10 @@ class Runner:
             self._tell(lifecycle.PreparationFailed(failure=failure, chance=self._around.chance()))
         else:
             self._tell(good)
+
+    async def _installed(self) -> None:
+        await self._engine.install()
+        await self._engine.until_memory_is_back()
 
     async def _spawn(self, incarnation: int) -> None:
         try:

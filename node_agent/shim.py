@@ -2,8 +2,8 @@
 
 Comes in: the path of a JSON file (the fields of `node_agent.shim_client.ShimSpec`), then JSON lines on a unix socket.
 Goes out: `record.json` in `record_dir`, and answers on the socket. Run by path as `python -I -S shim.py SPEC.json`;
-standard library only, none of our packages, one thread. Must never end while a process of its tree lives, never leave
-a tree without its leader, and never touch a process outside its own tree.
+standard library only, none of our packages but `cgroups.py` beside it, one thread. Must never end while a process of
+its tree lives, never leave a tree without its leader, and never touch a process outside its own tree.
 
 Operations, one JSON object a line: `status`, `stop` (`grace_s`), `wait`, `release`. Every answer is one JSON line
 `{"ok": true, ...status}` or `{"ok": false, "error": "..."}`.
@@ -12,17 +12,24 @@ Operations, one JSON object a line: `status`, `stop` (`grace_s`), `wait`, `relea
 import contextlib
 import ctypes
 import fcntl
+import importlib.util
 import json
 import os
 import resource
 import selectors
-import shutil
 import signal
 import socket
 import struct
 import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from node_agent import cgroups
+else:  # by path: in isolation there are no packages, and an upgrade may change what lies beside us only for the next
+    _found = importlib.util.spec_from_file_location("cgroups", os.path.join(os.path.dirname(__file__), "cgroups.py"))
+    cgroups = importlib.util.module_from_spec(_found)
+    _found.loader.exec_module(cgroups)
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _TICK_S = 2.0  # how often the log's size and the socket's presence are looked at
@@ -44,6 +51,11 @@ def _stat_fields(pid: int) -> list[str] | None:
 def _start_ticks(pid: int) -> int:
     fields = _stat_fields(pid)
     return int(fields[19]) if fields else 0
+
+
+def _is_living(pid: int) -> bool:
+    fields = _stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
 
 
 def _boot_id() -> str:
@@ -102,6 +114,36 @@ def _write_whole(path: str, text: str) -> None:
         os.close(folder)
 
 
+def rotate(path: str, max_bytes: int, kept: int) -> None:
+    """Cut the log at `path` when it is longer than `max_bytes`; its end goes to `path.1`, and so on up to `path.kept`.
+
+    All files together hold at most `max_bytes * (1 + kept)` and what is written between two looks. Copied and cut,
+    because the engine keeps its file open: lines written in between are lost.
+    """
+    size = os.stat(path).st_size
+    if size <= max_bytes:
+        return
+    try:
+        for number in range(kept, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{path}.{number - 1}", f"{path}.{number}")
+        if kept:
+            _copy_end(path, f"{path}.1", max(0, size - max_bytes), max_bytes)
+    except OSError:
+        # A full disk: the room is worth more than the lines, and an engine that cannot write its log may end of it.
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}.1")
+    os.truncate(path, 0)
+
+
+def _copy_end(path: str, to: str, begin: int, left: int) -> None:
+    with open(path, "rb") as source, open(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        source.seek(begin)
+        while left > 0 and (block := source.read(min(left, 1 << 20))):  # one who writes on and on is not followed
+            copy.write(block)
+            left -= len(block)
+
+
 class Record:
     """`record.json`: what is true of the tree, on disk before anybody is told."""
 
@@ -119,6 +161,8 @@ class Record:
             "exit_code": None,
             "exit_signal": None,
             "spawn_error": None,
+            "out_of_memory": "",
+            "cgroup": None,
             "tree_gone": False,
             "is_full": False,
         }
@@ -137,7 +181,7 @@ class Record:
     def status(self) -> dict[str, Any]:
         """Return the part that clients are told."""
         names = ("shim", "shim_id", "incarnation", "leader", "state", "exit_code", "exit_signal", "spawn_error")
-        return {**{name: self.values[name] for name in names}, "tree_gone": self.values["tree_gone"]}
+        return {name: self.values[name] for name in (*names, "out_of_memory", "cgroup", "tree_gone")}
 
 
 class Leader:
@@ -212,6 +256,9 @@ class Shim:
         self._is_released = False
         self._kill_at: float | None = None
         self._round_s = _KILL_ROUND_S
+        self._places = cgroups.places()
+        self._group: cgroups.Group | None = None
+        self._counts = self._newer_counts = cgroups.counts(None, self._places)
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -233,6 +280,12 @@ class Shim:
         leader = Leader(self._spec)
         self._leader_pid = leader.pid
         values["leader"] = {"pid": leader.pid, "start_ticks": _start_ticks(leader.pid)}
+        # Before the gate opens: what the engine forks is born inside.
+        name = f"{self._spec['shim_id']}.{os.getpid()}-{values['shim']['start_ticks']}"
+        self._group = cgroups.enter(leader.pid, name, self._places)
+        if self._group is not None:
+            values["cgroup"] = {"kind": self._group.kind, "folder": self._group.folder}
+        self._counts = self._newer_counts = cgroups.counts(self._group, self._places)
         self._record.write()
         error = leader.open_gate()
         if error:
@@ -284,6 +337,10 @@ class Shim:
         self._leader_pid = 0
         values["exit_code"], values["exit_signal"] = (code, None) if code >= 0 else (None, -code)
         values["state"] = "stopped" if self._is_stopping else "exited"
+        if code and not self._is_stopping:
+            now = cgroups.counts(self._group, self._places)
+            was_killed = code == -signal.SIGKILL
+            values["out_of_memory"] = cgroups.out_of_memory(self._counts, now, was_killed=was_killed)
         self._record.write()
         self._answer_waiting("wait")
         # An engine without its leader is dead, but its workers may still hold a GPU.
@@ -293,11 +350,13 @@ class Shim:
         if self._kill_at is None or time.monotonic() < self._kill_at:
             return
         self._is_killing = True
+        if self._group is not None:
+            self._group.kill()
         rest = descendants(os.getpid())
         for pid, ticks in rest:
             _kill_exactly(pid, ticks)
         self._reap()
-        if not rest and self._leader_pid == 0:
+        if not rest and self._leader_pid == 0 and self._is_group_gone():
             self._kill_at = None
             self._record.values["tree_gone"] = True
             self._record.write()
@@ -306,6 +365,12 @@ class Shim:
         # Invariant: killing goes on until a look at /proc finds nothing; a fork between look and kill is met next time.
         self._kill_at = time.monotonic() + self._round_s
         self._round_s = min(0.25, self._round_s * 2)
+
+    def _is_group_gone(self) -> bool:
+        if self._group is None or self._group.remove():
+            return True
+        # Groups below, made by a container program, may be ones that we must not remove; only living members count.
+        return not any(_is_living(pid) for pid in self._group.pids())
 
     def _stop(self, grace_s: float) -> None:
         if self._record.values["tree_gone"]:
@@ -321,8 +386,12 @@ class Shim:
     # -- log and socket ------------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
+        if not self._counts.is_own:
+            # A counter that others share says something of the last moments only; of two looks the older one is kept
+            # for comparison, since a big process takes a while from its kill to its exit.
+            self._counts, self._newer_counts = self._newer_counts, cgroups.counts(self._group, self._places)
         with contextlib.suppress(OSError):
-            self._rotate()
+            rotate(self._spec["log_path"], self._spec["log_max_bytes"], self._spec["log_kept"])
         if not os.path.exists(self._spec["socket_path"]):
             # Cleaners of temporary directories remove old sockets; without one nobody could adopt the engine.
             old = self._listener
@@ -330,15 +399,6 @@ class Shim:
                 self._listener = self._listen()
                 self._selector.unregister(old)
                 old.close()
-
-    def _rotate(self) -> None:
-        path = self._spec["log_path"]
-        if os.stat(path).st_size <= self._spec["log_max_bytes"]:
-            return
-        # Copy and cut, because the engine keeps the file open; lines written in between are lost.
-        shutil.copyfile(path, f"{path}.1.new")
-        os.rename(f"{path}.1.new", f"{path}.1")
-        os.truncate(path, 0)
 
     def _accept(self) -> None:
         try:

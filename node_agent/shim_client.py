@@ -7,6 +7,7 @@ node agent for engines and by the cluster's supervisor for Ray. Must not signal 
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from typing import Any
 from core.errors import Failure
 from core.infra import cluster, processes
 from core.infra.processes import ProcessMark
-from node_agent import killing
+from node_agent import cgroups, killing
+from node_agent.cgroups import Group
 from node_agent.killing import boot_id as boot_id
 
 SHIM_PROGRAM = Path(__file__).with_name("shim.py")
@@ -28,7 +30,10 @@ _TROUBLE_PAUSE_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class ShimSpec:
-    """One process tree to be; `env` is the whole environment, `argv[0]` an absolute path."""
+    """One process tree to be; `env` is the whole environment, `argv[0]` an absolute path.
+
+    Its log is cut at `log_max_bytes`, and `log_kept` earlier pieces of that size are kept beside it.
+    """
 
     shim_id: str
     argv: tuple[str, ...]
@@ -40,13 +45,15 @@ class ShimSpec:
     incarnation: int = 1
     stop_grace_s: float = 10.0
     log_max_bytes: int = 16 * 1024**2
+    log_kept: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShimStatus:
     """What a shim says: `state` is spawning, running, exited (by itself) or stopped (on our word).
 
-    `is_tree_gone` is true when no process of the tree is left; only then may the shim be released.
+    `is_tree_gone` is true when no process of the tree is left; only then may the shim be released. `out_of_memory` says
+    for whose want of memory the kernel killed in the tree: `cgroup` (a limit), `host`, or "".
     """
 
     state: str
@@ -57,6 +64,7 @@ class ShimStatus:
     exit_signal: int | None
     spawn_error: str | None
     is_tree_gone: bool
+    out_of_memory: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -66,18 +74,27 @@ class ShimStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ShimRecord:
-    """`record.json` of one shim, as last written; `boot_id` tells whether its pids mean anything now."""
+    """`record.json` of one shim, as last written; `boot_id` tells whether its pids mean anything now.
+
+    `group` is the control group that the tree was put into, if any; `log_path` is where its output goes.
+    """
 
     shim_id: str
     boot_id: str
     socket_path: Path
     status: ShimStatus
+    log_path: Path
+    group: Group | None = None
 
 
 def _mark_of(value: Any) -> ProcessMark | None:
     if not isinstance(value, dict):
         return None
     return ProcessMark(pid=int(value["pid"]), start_ticks=int(value["start_ticks"]))
+
+
+def _group_of(value: Any) -> Group | None:
+    return cgroups.known(value.get("kind"), value.get("folder")) if isinstance(value, dict) else None
 
 
 def _status_of(values: Mapping[str, Any]) -> ShimStatus:
@@ -90,6 +107,7 @@ def _status_of(values: Mapping[str, Any]) -> ShimStatus:
         exit_signal=values["exit_signal"],
         spawn_error=values["spawn_error"],
         is_tree_gone=bool(values["tree_gone"]),
+        out_of_memory=str(values.get("out_of_memory", "")),  # absent where a shim of an earlier release runs on
     )
 
 
@@ -102,6 +120,8 @@ def read_record(record_dir: Path) -> ShimRecord | None:
             boot_id=str(values["boot_id"]),
             socket_path=Path(values["intent"]["socket_path"]),
             status=_status_of(values),
+            log_path=Path(values["intent"]["log_path"]),
+            group=_group_of(values.get("cgroup")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -235,6 +255,7 @@ def _write_spec(spec: ShimSpec) -> Path:
         "incarnation": spec.incarnation,
         "stop_grace_s": spec.stop_grace_s,
         "log_max_bytes": spec.log_max_bytes,
+        "log_kept": spec.log_kept,
     }
     file = spec.record_dir / "spec.json"
     cluster.write_private(file, json.dumps(values))
@@ -290,9 +311,9 @@ async def sweep(record_dir: Path) -> int:
     """Kill what is left of a tree whose shim is dead or out of reach; return how many processes were killed.
 
     Only processes that the record or the node agent's `family.json` names are touched: the shim, the leader, the
-    leader's session, the noted family, and all their descendants. Nothing is touched when they are of another boot, and
-    nothing but the shim when the record says that its tree is gone. The caller has made sure by `find` that no shim can
-    do this itself.
+    leader's session, the noted family, the control group or, without one, those whose output is the engine's log, and
+    all their descendants. Nothing is touched when they are of another boot, and nothing but the shim when the record
+    says that its tree is gone. The caller has made sure by `find` that no shim can do this itself.
 
     Raises:
         Failure: `shim.lost` when processes survive 15 s of SIGKILL.
@@ -301,6 +322,8 @@ async def sweep(record_dir: Path) -> int:
     record = read_record(record_dir)
     if record is not None:
         record.socket_path.unlink(missing_ok=True)
+        if record.group is not None and record.boot_id == boot_id():
+            await asyncio.to_thread(record.group.remove)
     return count
 
 
@@ -339,10 +362,32 @@ def _left_of(record_dir: Path, known: frozenset[ProcessMark]) -> set[ProcessMark
     if record.status.is_tree_gone:
         # After a clean end every number but the shim's own may be a stranger's by now, as a session's name too.
         return killing.left_of(named, None)
-    return killing.left_of(named | set(_noted_family(record_dir)), leader)
+    return killing.left_of(named | set(noted_family(record_dir)) | _members_of(record), leader)
 
 
-def _noted_family(record_dir: Path) -> list[ProcessMark]:
+def _members_of(record: ShimRecord) -> set[ProcessMark]:
+    """Return who is of the tree, whoever their parents are: by its control group, or by its log.
+
+    The log is private to the replica, and a fork keeps its output through new sessions and new names.
+    """
+    pids = record.group.pids() if record.group is not None else _writers_of(record.log_path)
+    return {mark for pid in pids if (mark := processes.mark(pid)) is not None}
+
+
+def _writers_of(log_path: Path) -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _writes_to(int(entry), str(log_path))]
+
+
+def _writes_to(pid: int, place: str) -> bool:
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # it ended, or is a stranger's
+            if os.readlink(f"/proc/{pid}/fd/{output}") == place:
+                return True
+    return False
+
+
+def noted_family(record_dir: Path) -> list[ProcessMark]:
+    """Return the tree's members as `note_family` last wrote them in this boot; none when there are none."""
     try:
         noted = json.loads((record_dir / "family.json").read_text())
         if noted["boot_id"] != boot_id():

@@ -1,7 +1,8 @@
 """Pretended GPUs from a JSON file, for rehearsals on machines without any.
 
 The file is `{"devices": [{"device_id", "name", "total_bytes", "free_bytes", "kind"}]}` and is read anew each time, so a
-test or an operator can change a device under a running cluster.
+test or an operator can change a device under a running cluster. A list `processes` of `{"pid", "bytes"}` beside it is
+what a driver would book on processes, living or dead.
 """
 
 import json
@@ -35,8 +36,12 @@ class SimulatedSource:
             ) from error
 
     def memory_of(self, pids: frozenset[int]) -> int:
-        """Return 0: nothing is held on a pretended device."""
-        return 0
+        """Return what the file books on these processes; 0 when it says nothing that can be read."""
+        try:
+            booked = json.loads(self._file.read_text()).get("processes", [])
+            return sum(int(entry["bytes"]) for entry in booked if int(entry["pid"]) in pids)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return 0
 
 
 def _reading(entry: Any) -> DeviceReading:

@@ -82,6 +82,13 @@ class Engine(Protocol):
             Failure: `engine.*`, `container.*`, `disk.full`.
         """
 
+    async def until_memory_is_back(self) -> None:
+        """Wait until the device memory that its last incarnation held is free again.
+
+        Raises:
+            Failure: `engine.memory_not_returned`.
+        """
+
     async def spawn(self, incarnation: int) -> None:
         """Start it as `incarnation`.
 

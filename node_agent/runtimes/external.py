@@ -72,6 +72,9 @@ class ExternalEngine:
     async def install(self) -> None:
         """Do nothing: there is no program."""
 
+    async def until_memory_is_back(self) -> None:
+        """Do nothing: what it weighs nobody here sees."""
+
     async def spawn(self, incarnation: int) -> None:
         """Find out where it is.
 

@@ -24,6 +24,7 @@ from node_agent.memory import MemoryWatch
 from node_agent.ports import HOST
 from node_agent.provisioning import Provisioning
 from node_agent.replica import Bounds
+from node_agent.returning import Returning
 from node_agent.runtimes.contract import Found, Seat, Whereabouts
 from node_agent.shim_client import ShimHandle, ShimStatus
 
@@ -45,6 +46,12 @@ class ProcessEngine:
         self._installed = Installed(python=sys.executable)
         # Of a replica every digest is known beforehand, so one that is adopted while it starts has its files too.
         self._files = tuple(self._model_file(want.path, want.sha256, want.size_bytes) for want in self._want.files)
+        self._returning = Returning(
+            promises=list(self._want.devices),
+            directory=seat.directory,
+            devices=self._around.devices,
+            within_s=self._around.policy.memory_return_s,
+        )
         self._watchers: list[asyncio.Task[None]] = []
         self._handle: ShimHandle | None = None
         self._status: ShimStatus | None = None
@@ -136,6 +143,14 @@ class ProcessEngine:
         """
         self._installed = await self._around.engines.ensure(self._want.engine, self._want.engine_version)
 
+    async def until_memory_is_back(self) -> None:
+        """Wait until the GPUs have back what the last engine held.
+
+        Raises:
+            Failure: `engine.memory_not_returned`.
+        """
+        await self._returning.wait()
+
     async def spawn(self, incarnation: int) -> None:
         """Write its files and start it under a shim.
 
@@ -155,6 +170,7 @@ class ProcessEngine:
                 spawned_at=self._around.clock.monotonic(),
             )
             await asyncio.to_thread(launching.save_started, directory, self._started)
+            await self._returning.note()
             self._log_offset = await asyncio.to_thread(logs.size_of, self._seat.log_path)
             self._handle = await shim_client.start(prepared.spec, sys.executable)
         except OSError as error:
@@ -246,6 +262,7 @@ class ProcessEngine:
                 reason=(status.spawn_error or "") if status else lost,
                 log_tail=tail,
                 is_port_taken=is_port_taken,
+                out_of_memory=status.out_of_memory if status else "",
                 chance=self._around.chance(),
             )
         )

@@ -54,13 +54,13 @@ class Node:
         }
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, **changes: object) -> None:
+    async def start(self, *, under: tuple[str, ...] = (), **changes: object) -> None:
+        """Start the node agent, by the program `under` if there is one, which must become it."""
         file = self.tmp_path / "config.json"
         file.write_text(json.dumps({**self.config, **changes}))
         with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.node_agent.run_agent", str(file), stderr=log, env={**os.environ}
-            )
+            argv = (*under, sys.executable, "-m", "tests.node_agent.run_agent", str(file))
+            self.process = await asyncio.create_subprocess_exec(*argv, stderr=log, env={**os.environ})
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None

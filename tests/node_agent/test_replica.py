@@ -22,6 +22,7 @@ EVENTS: tuple[life.Happened, ...] = (
     life.ProbeFailed(reason="no answer"),
     life.Exited(exit_code=1),
     life.Exited(exit_code=1, is_port_taken=True),
+    life.Exited(exit_signal=9, out_of_memory="host"),
     life.TimeCame(),
     life.StopAsked(),
     life.TreeGone(),
@@ -240,3 +241,23 @@ def test_an_engine_elsewhere_is_never_ended_however_long_it_is_silent(events: li
         assert not done.effects
         assert done.replica.ending_as is None
         replica = done.replica
+
+
+@pytest.mark.parametrize(
+    ("events", "whose", "words"),
+    [(STARTING, "cgroup", "before it was ready: a memory limit"), (READY, "host", "serving: the machine ran out of")],
+    ids=["a limit at the start", "the machine while serving"],
+)
+def test_an_engine_that_memory_ended_says_whose_memory(
+    events: tuple[life.Happened, ...], whose: str, words: str
+) -> None:
+    fault = led(*events, life.Exited(exit_signal=9, out_of_memory=whose)).fault
+    assert (fault.code, fault.exit_signal) == ("engine.out_of_memory", 9)
+    assert words in fault.message
+
+
+def test_an_engine_that_the_node_ended_is_told_of_by_that_reason_alone() -> None:
+    silent = led(*READY, *[life.ProbeFailed()] * 3)
+    ending = led(life.ProbeFailed(), replica=silent, now=500.0)
+    fault = led(life.Exited(exit_signal=9, out_of_memory="host"), replica=ending, now=501.0).fault
+    assert fault.code == "engine.unresponsive"

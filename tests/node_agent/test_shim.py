@@ -15,7 +15,7 @@ import pytest
 
 from core.errors import Failure
 from core.infra import processes
-from node_agent import shim_client
+from node_agent import shim, shim_client
 from node_agent.shim_client import ShimHandle, ShimSpec
 from tests.node_agent import trees
 
@@ -207,6 +207,30 @@ async def test_the_log_is_rotated_at_its_bound(tmp_path: Path, started: list[Shi
     await trees.until(lambda: spec.log_path.with_name("engine.log.1").exists() and spec.log_path.stat().st_size == 0)
 
 
+def test_the_pieces_of_a_log_are_few_small_and_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    for number in range(6):
+        log.write_text(f"lost {number}\n" * 50 + f"piece {number}".rjust(1000))
+        shim.rotate(str(log), 1000, 3)
+    assert log.stat().st_size == 0
+    pieces = {path.name: path.read_text() for path in tmp_path.iterdir() if path != log}
+    assert {name: text.strip() for name, text in pieces.items()} == {
+        "engine.log.1": "piece 5",
+        "engine.log.2": "piece 4",
+        "engine.log.3": "piece 3",
+    }
+    assert all(len(text) == 1000 for text in pieces.values())
+    assert stat.S_IMODE((tmp_path / "engine.log.1").stat().st_mode) == 0o600
+
+
+def test_a_log_that_cannot_be_kept_is_cut_all_the_same(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    (tmp_path / "engine.log.1").mkdir()  # as on a full disk: the copy cannot be made
+    log.write_text("x" * 2000)
+    shim.rotate(str(log), 1000, 1)
+    assert log.stat().st_size == 0
+
+
 async def test_nonsense_on_the_socket_is_answered_not_fatal(tmp_path: Path, started: list[ShimHandle]) -> None:
     handle = await run(trees.spec_of(tmp_path, trees.QUIET), started)
     for line in (b"{\n", b"[]\n", b'{"op": "fly"}\n', b'{"op": "stop", "grace_s": "x"}\n', b"x" * 70000):
@@ -240,12 +264,16 @@ async def test_after_a_clean_end_a_strangers_session_of_the_leaders_number_is_le
     await handle.stop(0)
     await handle.release()
     # As if the leader's number had come round again: a stranger's session, whose own leader has ended since.
-    program = "import os, signal\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\nsignal.pause()"
+    program = """
+import os, signal, sys
+if os.fork(): os._exit(0)
+with open(sys.argv[1], "w") as stream: stream.write(str(os.getpid()))
+signal.pause()
+"""
     stranger = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-c", program, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        sys.executable, "-I", "-S", "-c", program, str(tmp_path / "stranger"), start_new_session=True
     )
-    assert stranger.stdout is not None
-    left = processes.mark(int(await stranger.stdout.readline()))
+    left = processes.mark(await trees.until(lambda: trees.pid_in(tmp_path / "stranger")))
     assert left is not None
     try:
         assert await stranger.wait() == 0
