@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapters.registry import adapter
 from cli.roots.node_agent import hostname
 from core.infra import cluster
 from tests.joining.machine import Machine, a_machine
@@ -167,10 +169,20 @@ def _resumed(three: Three) -> Iterator[None]:
             three.heal(name)
 
 
+def _download(folder: str) -> None:
+    plan = adapter("llamacpp").install_plan(adapter("llamacpp").default_version)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--require-hashes", "--dest", folder, "--requirement", plan.lock], check=True, timeout=600)
+
+
 @contextlib.asynccontextmanager
 async def three_machines(*more: str) -> AsyncIterator[Three]:
-    """Give the cluster, all nodes ready; `more` are further words of `slice up`."""
-    with places(3) as networks:
+    """Give the cluster, all nodes ready; `more` are further words of `slice up`.
+
+    The two that joined reach no package index: llama.cpp comes to them out of a directory.
+    """
+    with places(3) as networks, tempfile.TemporaryDirectory() as wheels:
+        await asyncio.to_thread(_download, wheels)
         async with contextlib.AsyncExitStack() as stack:
             machines = {
                 name: await stack.enter_async_context(a_machine(command=place.command))
@@ -183,6 +195,6 @@ async def three_machines(*more: str) -> AsyncIterator[Three]:
             await three.here.slice(*up, timeout_s=300)
             for name in ("two", "three"):
                 line = (await three.here.slice("node", "token", "create")).out.strip()
-                await machines[name].slice("node", "join", *line.split()[3:], "--name", name)
+                await machines[name].slice("node", "join", *line.split()[3:], "--name", name, "--wheel-dir", wheels)
                 await three.until_node(name, "ready")
             yield three
