@@ -23,6 +23,7 @@ from tests.system.four_engines import ENGINES, pid, states
 from tests.waiting import until
 
 RUNS = 3  # a fifth exit within a quarter of an hour would be a crash loop
+STREAMS = 20
 _STORY = [{"role": "user", "content": "Write a very long story about the sea."}]
 
 
@@ -80,7 +81,7 @@ def _cancellations(running: Running) -> Section:
     rows = []
     for name, engine in ENGINES.items():
         took = []
-        for _ in range(RUNS):
+        for _ in range(STREAMS):
             stream = running.client().chat.completions.create(
                 model=name, messages=_STORY, max_tokens=1500, stream=True, temperature=0
             )
@@ -96,7 +97,7 @@ def _cancellations(running: Running) -> Section:
         rows.append((engine, *spread(took, "ms", 0), "300 ms"))
     return Section(
         title="Cancellation reaching the engine",
-        method=f"{RUNS} streams each, through the front door of the running cluster. From the close of the client's "
+        method=f"{STREAMS} streams each, through the front door of the running cluster. From the close of the client's "
         "connection after the third chunk to the last quarter second in which the engine's process tree uses less "
         "than a tenth of a core (sampled every 10 ms, /proc ticks of 10 ms). vLLM's processes spin for a second after "
         "every step, cut or not: of vLLM it is its own count of running requests that falls to 0.",

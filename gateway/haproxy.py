@@ -5,8 +5,8 @@ HAProxy's own arguments (Serve calls us through `RAY_SERVE_HAPROXY_BINARY_PATH`)
 `execv`, so that the pid which Serve watches is HAProxy's. Standard library only: it is run by path with `python -IS`.
 
 Why: Serve 2.60 binds HAProxy's statistics and metrics on all interfaces, opens the admin socket to everybody, answers
-its own errors as text (a 404, at which clients give up, while the app is not yet there), and gives a client for ever
-to send its headers. It has no settings for these.
+its own errors as text (a 404, at which clients give up, while the app is not yet there), gives a client for ever to
+send its headers, and splices (see `_line`). It has no settings for these.
 """
 
 import os
@@ -80,6 +80,10 @@ def _line(line: str, host: str) -> list[str]:
     ours = ("errorfile", "timeout http-request", "http-request del-header", "http-request set-header x-request-disc")
     if line.strip().startswith((*ours, _TEXT_ANSWER)) or words[:1] == ["log"]:
         return []  # a second pass, Serve's text errors, or one syslog datagram a request that nobody reads
+    if words[:1] == ["option"] and words[1:2] and words[1].startswith("splice-"):
+        # A pipe of a stream that its client left comes back with the wrong state: the next request whose body follows
+        # its head in a second packet then waits for HAProxy's next timer, up to 5 s (measured with 2.8.25).
+        return []
     if words[:2] == ["stats", "socket"]:
         return [line.replace("mode 666", "mode 600")]
     said = _TEXT_ERROR.match(line)

@@ -29,6 +29,8 @@ defaults
     timeout connect 5s
     log global
     option httplog
+    option splice-request
+    option splice-response
     errorfile 502 /r/500.http
     balance leastconn
 frontend prometheus
@@ -70,6 +72,7 @@ def test_the_admin_socket_is_private_errors_are_ours_and_nothing_is_logged() -> 
     assert not any("500.http" in line and "/r/" in line for line in lines)
     assert not any(line.startswith("log ") for line in lines)
     assert "http-request del-header x-request-id" in lines
+    assert not any("splice" in line for line in lines)
     for kept in ("maxconn 4096", "server a 127.0.0.1:30000 check", "use_backend http-door if is_http-door"):
         assert kept in lines
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 import urllib.request
 
 import openai
@@ -50,6 +51,22 @@ def test_the_official_client_streams_to_the_end(running: Running) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in {"stop", "length"}
     assert chunks[-1].usage is not None
+
+
+def test_a_client_that_leaves_its_stream_delays_nobody_who_comes_after(running: Running) -> None:
+    """Its request's head and body travel in two packets: with splicing, every second one waited for up to 5 s."""
+    waits = []
+    client = running.client()
+    for _ in range(10):
+        begun = time.monotonic()
+        stream = client.chat.completions.create(model="smollm2", messages=QUESTION, max_tokens=400, stream=True)
+        chunks = iter(stream)
+        next(chunks)
+        waits.append(time.monotonic() - begun)
+        for _ in range(3):
+            next(chunks, None)
+        stream.close()
+    assert max(waits) < 1.5, waits
 
 
 def test_the_official_client_completes_text(running: Running) -> None:
