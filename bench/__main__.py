@@ -5,6 +5,7 @@ python -m bench startup    one measurement of it
 python -m bench plane      what a node's data plane adds; starts no cluster
 python -m bench engines    four engines at once; needs what `make engines` builds
 python -m bench copies     a model's file from node to node; needs no cluster
+python -m bench failover   machines and controllers lost under load; needs root and `ip netns`
 python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
 
@@ -13,7 +14,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import copies, engines, latency, memory, plane, report, scenario, startup
+from bench import copies, engines, failover, latency, memory, plane, report, scenario, startup
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -26,6 +27,9 @@ def main(chosen: list[str]) -> int:
         return _engines()
     if wanted == {"plane"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-plane", plane.measured()).read_text())
+        return 0
+    if wanted == {"failover"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-failover", failover.measured()).read_text())
         return 0
     if wanted == {"copies"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-copies", copies.measured()).read_text())

@@ -94,6 +94,10 @@ class Three:
         said = subprocess.run(["ip", "netns", "pids", self.networks[name].name], capture_output=True, text=True)
         return [int(word) for word in said.stdout.split()]
 
+    def part(self, name: str) -> int:
+        """Return the recorded pid of a part of the controller's machine."""
+        return int(json.loads((self.here.data_dir / "parts" / f"{name}.json").read_text())["pid"])
+
     def signal(self, name: str, number: signal.Signals) -> float:
         """Send a signal to all of a machine's processes; return when."""
         at = time.monotonic()

@@ -1,6 +1,6 @@
 """Simulated clusters with faults: many small seeds, the seeds that failed once, and what each fence is good for.
 
-`SLICE_SCENARIO_SEEDS` says how many small seeds are run (200; CI gives 500); one that fails goes into `seeds.txt`.
+`SLICE_SCENARIO_SEEDS` says how many small seeds are run (500); one that fails goes into `seeds.txt`.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 from tests.scenarios.run import run, shape_of
 from tests.scenarios.world import Fences, Violation
 
-SEEDS = int(os.environ.get("SLICE_SCENARIO_SEEDS", "200"))
+SEEDS = int(os.environ.get("SLICE_SCENARIO_SEEDS", "500"))
 BATCH = 50
 
 

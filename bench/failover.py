@@ -1,0 +1,124 @@
+"""What a lost machine and a killed controller cost: three machines in network namespaces, asked without pause.
+
+In: nothing but this machine, root and `ip netns`. Out: tables. Called by `python -m bench failover`; nothing is a test.
+`SLICE_BENCH_RUNS` says how often machines are killed and cut off (50).
+"""
+
+import asyncio
+import os
+import signal
+import time
+
+from bench.report import Section, percentile, spread
+from tests.many.three import ONE, Heard, Three, three_machines
+from tests.waiting import until_async
+
+RUNS = int(os.environ.get("SLICE_BENCH_RUNS", "50"))
+CLIENTS = 4
+_MODEL = "talk"
+
+
+def measured() -> list[Section]:
+    """Return all tables."""
+    return asyncio.run(_measured())
+
+
+async def _measured() -> list[Section]:
+    async with three_machines() as three:
+        await three.here.slice("node", "cordon", ONE)
+        await three.here.slice("deploy", "fake", "--name", _MODEL)
+        await three.until_ready(_MODEL)
+        lost = {how: [await _lost(three, how, number) for number in range(share)] for how, share in _shares()}
+        controller = await _controller(three)
+    return [_loss_section(lost), controller]
+
+
+def _shares() -> list[tuple[str, int]]:
+    return [("killed", RUNS - RUNS // 2), ("cut off", RUNS // 2)]
+
+
+async def _lost(three: Three, how: str, number: int) -> tuple[float, float, float]:
+    """Lose the machine of the only replica; return seconds to: no new request, replacement placed, answered again."""
+    (replica,) = await three.until_ready(_MODEL)
+    name, other = str(replica["node"]), {"two": "three", "three": "two"}[str(replica["node"])]
+    async with three.asking(_MODEL, clients=CLIENTS) as heard:
+        await _good(heard, time.monotonic())
+        at = three.signal(name, signal.SIGKILL) if how == "killed" else three.cut(name)
+        await _good(heard, at + 1.0)  # what was under way when it happened may still have been answered
+
+        def is_placed(items: dict[str, list[str]]) -> bool:
+            return any(one[0] == _MODEL and one[1] == other for one in items.values())
+
+        suspect = heard.first(at, "nodes", lambda nodes: [name, "ready"] not in nodes.values())
+        placed = heard.first(at, "replicas", is_placed)
+        again = min(one["ended"] for one in heard.good(at + 1.0)) - at
+    if how == "killed":
+        await three.machines[name].slice("up")
+    else:
+        three.heal(name)
+    await three.until_node(name, "ready")
+    await three.until_ready(_MODEL)
+    assert suspect is not None
+    assert placed is not None
+    print(f"{how} {number}: {suspect:.2f} {placed:.2f} {again:.2f}", flush=True)
+    return suspect, placed, again
+
+
+async def _good(heard: Heard, since: float) -> None:
+    async def is_so() -> bool:
+        return bool(heard.good(since))
+
+    await until_async(is_so, 90.0, f"a good answer, not {heard.errors(since)[-2:]}")
+
+
+def _loss_section(lost: dict[str, list[tuple[float, float, float]]]) -> Section:
+    rows = []
+    for how, runs in lost.items():
+        for title, values, bar in zip(
+            ("no new request to it", "replacement placed", "its model answers again"),
+            zip(*runs, strict=True),
+            ("8 s", "15 s", "15 s + load"),
+            strict=True,
+        ):
+            rows.append((how, title, *spread(values, "s"), str(len(runs)), bar))
+    return Section(
+        title="A machine is lost",
+        method="Three machines in network namespaces, mTLS between them; the only replica of a model (the fake engine, "
+        f"which is ready in about 0.3 s) lies on the one that is lost. {CLIENTS} clients ask without pause. Killed: "
+        "SIGKILL to every process in its namespace. Cut off: its end of the wire is set down, so that nobody is told. "
+        "From that instant to: the node is not `ready` in the admin API (looked at every 50 ms; the door's table "
+        "follows within a round trip), a replica on the other machine is in it, an answer is whole.",
+        header=("how", "figure", "median", "minimum", "maximum", "runs", "bar (maximum)"),
+        rows=tuple(rows),
+    )
+
+
+async def _acts(three: Three, was: int) -> bool:
+    done = await three.here.slice("node", "list", "-o", "json", code=None)
+    return done.code == 0 and three.part("controller") != was and done.out.count('"state": "ready"') >= 3
+
+
+async def _controller(three: Three) -> Section:
+    back, failed, asked = [], 0, 0
+    for _ in range(max(3, RUNS // 5)):
+        pids = {one["id"]: one["pid"] for one in await three.replicas(_MODEL)}
+        async with three.asking(_MODEL, clients=CLIENTS) as heard:
+            await _good(heard, time.monotonic())
+            pid = three.part("controller")
+            os.kill(pid, signal.SIGKILL)
+            at = time.monotonic()
+
+            await until_async(lambda was=pid: _acts(three, was), 60.0, "the controller and all nodes")
+            back.append(time.monotonic() - at)
+            await _good(heard, time.monotonic())
+        failed, asked = failed + len(heard.errors()), asked + len(heard.answers)
+        assert {one["id"]: one["pid"] for one in await three.replicas(_MODEL)} == pids
+    return Section(
+        title="The controller is killed",
+        method="SIGKILL to the controller while the clients ask; its supervisor starts it again. Until the admin API "
+        "answers and all three nodes are `ready` (asked by the CLI, which takes 0.2 s itself). No engine restarted: "
+        f"the replicas' pids are the same. Requests that failed: {failed} of {asked}; p99 of the waits: "
+        f"{percentile(back, 0.99):.2f} s.",
+        header=("figure", "median", "minimum", "maximum", "runs", "bar"),
+        rows=(("kill to acting again", *spread(back, "s"), str(len(back)), "5 s after its start"),),
+    )
