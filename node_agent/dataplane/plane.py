@@ -373,7 +373,11 @@ async def _maps_of(old: Living) -> dict[str, str]:
 def _read_tls(tls_dir: Path) -> _Tls:
     own = credentials.load(tls_dir)
     if own is None:
-        raise Failure("node.certificate_invalid", f"there is no certificate in {tls_dir} yet", hint="join again")
+        raise Failure(
+            "node.certificate_invalid",
+            f"there is no certificate in {tls_dir} yet",
+            hint="the controller's own node asks for one as soon as that answers; any other joins again",
+        )
     return _Tls(
         identity=f"{own.certificate_pem.strip()}\n{own.key_pem.strip()}\n", authority=f"{own.authority_pem.strip()}\n"
     )
