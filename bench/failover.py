@@ -9,7 +9,7 @@ import os
 import signal
 import time
 
-from bench.report import Section, percentile, spread
+from bench.report import Section, spread
 from tests.many.three import ONE, Heard, Three, three_machines
 from tests.waiting import until_async
 
@@ -93,13 +93,13 @@ def _loss_section(lost: dict[str, list[tuple[float, float, float]]]) -> Section:
     )
 
 
-async def _acts(three: Three, was: int) -> bool:
+async def _acts(three: Three) -> bool:
     done = await three.here.slice("node", "list", "-o", "json", code=None)
-    return done.code == 0 and three.part("controller") != was and done.out.count('"state": "ready"') >= 3
+    return done.code == 0 and done.out.count('"state": "ready"') >= 3
 
 
 async def _controller(three: Three) -> Section:
-    back, failed, asked = [], 0, 0
+    back, began, errors, asked = [], [], [], 0
     for _ in range(max(3, RUNS // 5)):
         pids = {one["id"]: one["pid"] for one in await three.replicas(_MODEL)}
         async with three.asking(_MODEL, clients=CLIENTS) as heard:
@@ -107,18 +107,28 @@ async def _controller(three: Three) -> Section:
             pid = three.part("controller")
             os.kill(pid, signal.SIGKILL)
             at = time.monotonic()
-
-            await until_async(lambda was=pid: _acts(three, was), 60.0, "the controller and all nodes")
-            back.append(time.monotonic() - at)
+            await until_async(lambda was=pid: _is_new(three, was), 60.0, "another controller")
+            began.append(time.monotonic() - at)
+            await until_async(lambda: _acts(three), 60.0, "the controller and all nodes")
+            back.append(time.monotonic() - at - began[-1])
             await _good(heard, time.monotonic())
-        failed, asked = failed + len(heard.errors()), asked + len(heard.answers)
+        errors += heard.errors()
+        asked += len(heard.answers)
         assert {one["id"]: one["pid"] for one in await three.replicas(_MODEL)} == pids
+    said = f" ({', '.join(sorted(set(errors)))})" if errors else ""
     return Section(
         title="The controller is killed",
-        method="SIGKILL to the controller while the clients ask; its supervisor starts it again. Until the admin API "
-        "answers and all three nodes are `ready` (asked by the CLI, which takes 0.2 s itself). No engine restarted: "
-        f"the replicas' pids are the same. Requests that failed: {failed} of {asked}; p99 of the waits: "
-        f"{percentile(back, 0.99):.2f} s.",
+        method="SIGKILL to the controller, again and again, while the clients ask a model on another machine; its "
+        "supervisor starts it again, after waits that double with every kill. From the start of its process until the "
+        "admin API answers and all three nodes are `ready` (asked by the CLI, which takes 0.2 s itself). No engine "
+        f"restarted: the replicas' pids are the same. Requests that failed: {len(errors)} of {asked}{said}.",
         header=("figure", "median", "minimum", "maximum", "runs", "bar"),
-        rows=(("kill to acting again", *spread(back, "s"), str(len(back)), "5 s after its start"),),
+        rows=(
+            ("its start to acting again", *spread(back, "s"), str(len(back)), "5 s"),
+            ("kill to its start", *spread(began, "s"), str(len(began)), ""),
+        ),
     )
+
+
+async def _is_new(three: Three, was: int) -> bool:
+    return three.part("controller") != was

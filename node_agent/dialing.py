@@ -16,6 +16,7 @@ from core.identities import Identity, Role
 from core.infra import credentials
 from core.infra.grpc import CHANNEL_OPTIONS, bearer, secure_channel
 
+_LOOK_S = 2.0
 JOIN_AGAIN = (
     "make a line on the controller's machine with `slice node token create`, then `slice node join LINE --again` here"
 )
@@ -48,6 +49,22 @@ class Way:
             raise Failure("node.certificate_invalid", f"there is no certificate in {self.tls_dir}", hint=JOIN_AGAIN)
         controller = Identity(cluster_id=self.cluster_id, role=Role.CONTROLLER, name="0")
         return secure_channel(self.target, own, own.authority_pem, controller)
+
+    async def is_refused(self) -> bool:
+        """Return whether the controller's machine says that nobody listens; False when it says nothing."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                if self.target.startswith("unix:"):
+                    _, writer = await asyncio.open_unix_connection(self.target.removeprefix("unix:"))
+                else:
+                    host, _, port = self.target.rpartition(":")
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except (OSError, ValueError):
+            return False
+        writer.close()
+        return False
 
     async def fault(self, now: datetime) -> Failure | None:
         """Return what is wrong with our certificate at `now`: what a dial that failed does not tell by itself."""

@@ -1,10 +1,11 @@
 """How long this node may take new requests without a word of the controller: counted from what it acknowledged.
 
-Comes in: heartbeats as they are sent and acknowledged. Goes out: a lease in seconds from now, told to the data plane.
-Called by `node_agent.session`. A lease runs from the instant at which the acknowledged heartbeat was *sent*: the
-controller heard it later, so its own lease of this node ends later than ours.
+Comes in: heartbeats as they are sent and acknowledged, and word that no controller runs. Goes out: a lease in seconds
+from now, told to the data plane. Called by `node_agent.session`. A lease runs from the instant at which the
+acknowledged heartbeat was *sent*: the controller heard it later, so its own lease of this node ends later than ours.
 """
 
+import math
 from collections.abc import Callable
 
 _SENT_MAX = 1000  # unacknowledged heartbeats that are remembered; the session lapses long before
@@ -37,6 +38,17 @@ class Fence:
         """Note that the hello was accepted and how many seconds the controller gives."""
         self._fence_s = fence_s
         self.acknowledged(0)
+
+    def extended(self) -> float:
+        """Renew the lease because nobody reigns, and return within how many seconds to look again.
+
+        The controller's machine says that no controller runs there: none can give this node up then, and one that
+        begins gives every node of former reigns a whole lease first.
+        """
+        if not self._fence_s:
+            return math.inf
+        self._leased(self._fence_s)
+        return self._fence_s / 3
 
     def sent(self, sequence: int) -> None:
         """Note that a heartbeat is sent."""

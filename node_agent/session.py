@@ -138,6 +138,8 @@ class Session:
             attempt = 0 if connection.is_open else attempt + 1
             if not self._leaving.is_set():
                 wait_s = max(pause_s, back_off_s(attempt, self._chance()))
+                if await self._way.is_refused():  # a controller that is gone must not take its models with it
+                    wait_s = min(wait_s, self._fence.extended())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._leaving.wait(), max(0.01, wait_s))
         self._has_left.set()

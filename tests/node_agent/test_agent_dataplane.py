@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -110,6 +111,29 @@ async def test_a_deaf_controller_fences_the_node_and_a_hearing_one_heals_it(plan
     assert planed.controller.replica("rep_one").state == "ready"  # the engine stays warm
     planed.controller.acks = True
     await planed.until("")
+
+
+async def test_a_controller_that_is_gone_takes_nothing_with_it(tmp_path: Path) -> None:
+    """Its machine says that nobody listens: nobody can give the node up, so it serves on, three leases long here."""
+    found = Planed(tmp_path)
+    try:
+        async with controllers.serving(found.node.control, found.controller):
+            await found.node.start()
+            await found.controller.want(desired(1, want()))
+            await until_state(found.controller, "ready")
+            await found.until("")
+        end = time.monotonic() + 3 * found.controller.fence_ms / 1000
+
+        async def is_over() -> bool:
+            answer = await found.ask()
+            assert (answer.status, answer.fault) == (200, "")
+            return time.monotonic() > end
+
+        await until_async(is_over, 20.0, "three leases to pass")
+    finally:
+        for caller in found.site.callers:
+            caller.close()
+        await found.node.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
