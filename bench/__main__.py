@@ -5,7 +5,8 @@ python -m bench startup    one measurement of it
 python -m bench plane      what a node's data plane adds; starts no cluster
 python -m bench engines    four engines at once; needs what `make engines` builds
 python -m bench copies     a model's file from node to node; needs no cluster
-python -m bench failover   machines and controllers lost under load; needs root and `ip netns`
+python -m bench failover   machines lost under load; needs root and `ip netns`
+python -m bench controller the controller killed under load; likewise
 python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
 
@@ -29,7 +30,10 @@ def main(chosen: list[str]) -> int:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-plane", plane.measured()).read_text())
         return 0
     if wanted == {"failover"}:
-        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-failover", failover.measured()).read_text())
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-failover", failover.losses()).read_text())
+        return 0
+    if wanted == {"controller"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-controller", failover.controllers()).read_text())
         return 0
     if wanted == {"copies"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-copies", copies.measured()).read_text())

@@ -1,13 +1,15 @@
 """What a lost machine and a killed controller cost: three machines in network namespaces, asked without pause.
 
-In: nothing but this machine, root and `ip netns`. Out: tables. Called by `python -m bench failover`; nothing is a test.
-`SLICE_BENCH_RUNS` says how often machines are killed and cut off (50).
+In: nothing but this machine, root and `ip netns`. Out: tables. Called by `python -m bench failover` and
+`python -m bench controller`; nothing is a test. `SLICE_BENCH_RUNS` says how often machines are killed and cut off (50).
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 
 from bench.report import Section, spread
 from tests.many.three import ONE, Heard, Three, three_machines
@@ -18,19 +20,36 @@ CLIENTS = 4
 _MODEL = "talk"
 
 
-def measured() -> list[Section]:
-    """Return all tables."""
-    return asyncio.run(_measured())
+def losses() -> list[Section]:
+    """Return the table of machines that are lost."""
+    return [asyncio.run(_losses())]
 
 
-async def _measured() -> list[Section]:
+def controllers() -> list[Section]:
+    """Return the table of controllers that are killed."""
+    return [asyncio.run(_controllers())]
+
+
+@contextlib.asynccontextmanager
+async def _talking() -> AsyncIterator[Three]:
+    """Give three machines, one of which that joined has the only replica of a model."""
     async with three_machines() as three:
         await three.here.slice("node", "cordon", ONE)
         await three.here.slice("deploy", "fake", "--name", _MODEL)
         await three.until_ready(_MODEL)
-        lost = {how: [await _lost(three, how, number) for number in range(share)] for how, share in _shares()}
-        controller = await _controller(three)
-    return [_loss_section(lost), controller]
+        yield three
+
+
+async def _losses() -> Section:
+    async with _talking() as three:
+        return _loss_section(
+            {how: [await _lost(three, how, number) for number in range(share)] for how, share in _shares()}
+        )
+
+
+async def _controllers() -> Section:
+    async with _talking() as three:
+        return await _controller(three)
 
 
 def _shares() -> list[tuple[str, int]]:
