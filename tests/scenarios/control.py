@@ -179,6 +179,7 @@ class Controller(Process):
             session_epoch=row.session_epoch,
             heartbeat_ms=int(self.timers.heartbeat_s * 1000),
             lease_ms=int(self.timers.lost_s * 1000),
+            fence_ms=int(self.timers.fence_s * 1000),
         )
         self._say(session, stream, welcome)
         self.wake()
@@ -498,4 +499,8 @@ def _row(hello: Hello) -> NodeRow:
         generation=0,
         desired_digest="",
         created_at=EPOCH,
+        plane_host="",
+        plane_port=0,
+        is_approved=True,
+        joined_at=None,
     )

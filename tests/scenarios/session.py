@@ -38,7 +38,7 @@ class Session:
         self.stream, self._server = 0, ""
         self.is_open, self.heard_at = False, 0.0
         self._attempt, self._sequence = 0, 0
-        self._terms = Welcome(leader_epoch=0, session_epoch=0, heartbeat_ms=0, lease_ms=0)
+        self._terms = Welcome(leader_epoch=0, session_epoch=0, heartbeat_ms=0, lease_ms=0, fence_ms=0)
         self._observed_at = 0.0
 
     def devices(self) -> tuple[DeviceReading, ...]:
