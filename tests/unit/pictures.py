@@ -1,5 +1,6 @@
 """Makes snapshots for the scheduler's tests: short words for nodes, deployments and replicas, and `applied`."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -101,9 +102,11 @@ def applied(snapshot: Snapshot, plan: Plan) -> Snapshot:
     """Return `snapshot` as it is right after `plan` was committed and before any node did anything."""
     stopped = {stop.replica_id for stop in plan.stops}
     kept = [replace(one, desired=Desired.STOP) if one.replica_id in stopped else one for one in snapshot.replicas]
+    known = {one.replica_id for one in kept}
+    names = (name for number in itertools.count() if (name := ReplicaId(f"rep_new{number}")) not in known)
     fresh = [
         ReplicaView(
-            replica_id=ReplicaId(f"rep_new{number}_{len(kept)}"),
+            replica_id=name,
             deployment_id=start.deployment_id,
             generation=start.generation,
             node_id=start.node_id,
@@ -114,7 +117,7 @@ def applied(snapshot: Snapshot, plan: Plan) -> Snapshot:
             created_at=snapshot.now,
             succeeds=start.succeeds,
         )
-        for number, start in enumerate(plan.starts)
+        for start, name in zip(plan.starts, names, strict=False)
     ]
     return replace(snapshot, replicas=(*kept, *fresh))
 
