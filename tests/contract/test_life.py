@@ -191,13 +191,14 @@ def second_life(stage: Stage, contestant: Contestant, served: Served, models: Pa
         model=contestant.model and contestant.model(models),
         settings={**contestant.settings, **contestant.slow_start},
     )
-    waiting, first_meanwhile = [], []
+    waiting, first_meanwhile, pause = [], [], threading.Event()
     while second.until_report(lambda _: True, "to be known").state != "ready":
         reply = second.ask(Endpoint.CHAT, greedy(2))
         if reply.status == 200:
             break
         waiting.append({"status": reply.status, **reply.json()["error"]})
         first_meanwhile.append(served.ask(Endpoint.CHAT, greedy(2)).status)
+        pause.wait(0.5)  # asked without a pause, one that spins leaves the other no core to start on
     second.wait_until_ready()
     with ThreadPoolExecutor(2) as pool:
         both = [reply.status for reply in pool.map(lambda one: one.ask(Endpoint.CHAT, greedy(8)), (served, second))]
