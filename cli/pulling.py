@@ -88,9 +88,9 @@ def _checked(pull: Json) -> Json:
         return pull
     if pull.get("error"):
         raise failure_of(pull["error"])
-    word, verb = ("copy", "begins") if is_copy(pull) else ("pull", "resumes")
+    word = "copy" if is_copy(pull) else "pull"
     raise Failure(
-        "source.cancelled", f"the {word} of {pull.get('model')} was cancelled", hint=f"`{again(pull)}` {verb} it"
+        "source.cancelled", f"the {word} of {pull.get('model')} was cancelled", hint=f"`{again(pull)}` begins it anew"
     )
 
 
@@ -101,7 +101,4 @@ def _cancel(client: AdminClient, terminal: Terminal, pull: Json) -> None:
     except Failure as failure:
         terminal.note(f"the {word} could not be cancelled: {failure}")
         return
-    if is_copy(pull):
-        terminal.note(f"copy cancelled; `{again(pull)}` begins it anew")
-        return
-    terminal.note(f"pull cancelled; the part on disk stays, `{again(pull)}` resumes it")
+    terminal.note(f"{word} cancelled; `{again(pull)}` begins it anew")

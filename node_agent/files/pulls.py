@@ -239,7 +239,7 @@ class Pulls:
         try:
             version = await self._brought(order, source, job)
         except Cancelled:
-            return Failure("source.cancelled", "the pull was cancelled", hint="pull it again to go on")
+            return Failure("source.cancelled", "the pull was cancelled", hint="pull it again to begin anew")
         except Failure as failure:
             return failure
         except OSError as error:

@@ -77,14 +77,14 @@ def test_a_pull_survives_a_controller_that_restarts(cluster: PlayedCluster, slic
     assert "the controller is starting; trying again" in ended.err
 
 
-def test_ctrl_c_cancels_the_pull_and_says_how_to_resume(cluster: PlayedCluster, slice_: Slice) -> None:
+def test_ctrl_c_cancels_the_pull_and_says_how_to_begin_anew(cluster: PlayedCluster, slice_: Slice) -> None:
     cluster.pull_steps = [_at(40)]
     process = slice_.started("pull", "smollm2")
     until(lambda: ("GET", "pulls/pul_1", None) in cluster.requests)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert "`slice pull smollm2` resumes it" in err
+    assert "`slice pull smollm2` begins it anew" in err
     assert cluster.sent("DELETE") == [("pulls/pul_1", None)]
 
 
@@ -103,5 +103,5 @@ def test_ctrl_c_on_a_terminal_cancels_too(cluster: PlayedCluster, slice_: Slice)
     terminal.until("pulling smollm2")
     terminal.interrupt()
     assert terminal.end() == 130
-    assert "resumes it" in terminal.seen
+    assert "begins it anew" in terminal.seen
     assert "Traceback" not in terminal.seen

@@ -221,7 +221,7 @@ def test_ctrl_c_during_the_pull_of_a_run_cancels_the_pull(cluster: PlayedCluster
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "`slice pull smollm2` resumes it" in err
+    assert "`slice pull smollm2` begins it anew" in err
     assert "goes on" not in err
 
 
