@@ -146,7 +146,7 @@ def _write(block: NodeBlock, given: credentials.Credentials, flags: Mapping[str,
         cluster.write_private(block.node_dir / "identity.json", text)
         credentials.store(block.tls_dir, given)
         recording.remember_flags(block.data_dir, flags)
-        joined.save(block)
+        cluster.save(block)
     except OSError as error:
         raise Failure(
             "cluster.data_dir_unusable",

@@ -139,7 +139,7 @@ def _prepared(block: NodeBlock) -> NodeBlock:
     is_adopting = recorded(block.parts_dir, "node_agent") is not None or any(block.shim_dir.glob("*.sock"))
     if not is_adopting and not recording.is_free(block.base_port):
         block = NodeBlock(**{**vars(block), "base_port": recording.free_base_port(block.data_dir)})
-    joined.save(block)
+    cluster.save(block)
     return block
 
 

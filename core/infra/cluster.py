@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.errors import Failure
 from core.infra.settings import process_environment
@@ -220,7 +220,10 @@ def write_private(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save(block: ClusterBlock) -> None:
+BlockT = TypeVar("BlockT", bound=MachineBlock)
+
+
+def save(block: MachineBlock) -> None:
     """Record `block` in its data directory."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(block).items()}
     write_private(block.file, json.dumps({"format": BLOCK_FORMAT, **values}, indent=2) + "\n")
@@ -229,29 +232,10 @@ def save(block: ClusterBlock) -> None:
 def load(data_dir: Path) -> ClusterBlock | None:
     """Return the block recorded in `data_dir`, or None when there is none.
 
-    A directory that was copied or moved since is a cluster of its own: its runtime directory is that of its new place.
-
     Raises:
         Failure: `cluster.data_dir_unusable` when it is unreadable, damaged or of a newer release.
     """
-    values = _values(data_dir)
-    if values is None:
-        return None
-    here = data_dir.resolve()
-    try:
-        is_newer = values.pop("format") != BLOCK_FORMAT
-        recorded, runtime_dir = Path(values.pop("data_dir")), Path(values.pop("runtime_dir"))
-        if recorded != here:
-            runtime_dir = runtime_dir_of(here, process_environment())
-        if not is_newer:
-            return ClusterBlock(**values, data_dir=here, runtime_dir=runtime_dir)
-    except (KeyError, TypeError) as error:
-        raise _damaged(data_dir) from error
-    raise Failure(
-        "cluster.data_dir_unusable",
-        f"{data_dir / 'cluster.json'} was written by a newer release",
-        hint="use that release, or another --data-dir",
-    )
+    return block_in(data_dir / "cluster.json", ClusterBlock)
 
 
 def is_moved(data_dir: Path) -> bool:
@@ -260,26 +244,63 @@ def is_moved(data_dir: Path) -> bool:
     Raises:
         Failure: `cluster.data_dir_unusable`.
     """
-    values = _values(data_dir)
-    return values is not None and values.get("data_dir") != str(data_dir.resolve())
+    return is_file_moved(data_dir / "cluster.json")
 
 
-def _values(data_dir: Path) -> dict[str, Any] | None:
+def block_in(file: Path, kind: type[BlockT]) -> BlockT | None:
+    """Return the block of `kind` that `file` records, or None when there is no such file.
+
+    A directory that was copied or moved since is a machine of its own: its runtime directory is that of its new place.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable` when it is unreadable, damaged or of a newer release.
+    """
+    values = _values(file)
+    if values is None:
+        return None
+    here = file.parent.resolve()
     try:
-        found = json.loads((data_dir / "cluster.json").read_text())
+        is_newer = values.pop("format") != BLOCK_FORMAT
+        recorded, runtime_dir = Path(values.pop("data_dir")), Path(values.pop("runtime_dir"))
+        if recorded != here:
+            runtime_dir = runtime_dir_of(here, process_environment())
+        if not is_newer:
+            return kind(**values, data_dir=here, runtime_dir=runtime_dir)
+    except (KeyError, TypeError) as error:
+        raise _damaged(file) from error
+    raise Failure(
+        "cluster.data_dir_unusable",
+        f"{file} was written by a newer release",
+        hint="use that release, or another --data-dir",
+    )
+
+
+def is_file_moved(file: Path) -> bool:
+    """Return whether the directory of a recorded block lay somewhere else when that was written.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable`.
+    """
+    values = _values(file)
+    return values is not None and values.get("data_dir") != str(file.parent.resolve())
+
+
+def _values(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise _damaged(data_dir) from error
+        raise _damaged(file) from error
     if not isinstance(found, dict):
-        raise _damaged(data_dir)
+        raise _damaged(file)
     return found
 
 
-def _damaged(data_dir: Path) -> Failure:
+def _damaged(file: Path) -> Failure:
     return Failure(
         "cluster.data_dir_unusable",
-        f"{data_dir / 'cluster.json'} cannot be read or is damaged",
+        f"{file} cannot be read or is damaged",
         hint="restore it from a backup, or choose another --data-dir",
     )
 
