@@ -25,13 +25,22 @@ from tests.waiting import until_async
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 
 
+class LaterClock(SystemClock):
+    """The real clock, and `later_s` more, as if so much had passed."""
+
+    later_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.later_s
+
+
 class Harness:
     """A supervisor over given parts, with what it asked of its surroundings written down."""
 
     def __init__(self, block: ClusterBlock, parts: list[Part], start_deadline_s: float = 60.0) -> None:
         self.block = block
         self.calls: list[str] = []
-        clock = SystemClock()
+        self.clock = clock = LaterClock()
         self.journal_file = block.log_dir / "start.jsonl"
         self.supervisor = Supervisor(
             parts=parts,
@@ -53,6 +62,17 @@ class Harness:
             process = recorded(self.block.parts_dir, name)
             if process is not None:
                 await stop_process(process, signal.SIGTERM, 5.0)
+
+    def waits(self) -> list[str]:
+        """Return what the supervisor said each time that it started a part again."""
+        lines = JournalReader(self.journal_file).new_lines()
+        return [line.message.rpartition(" in ")[2] for line in lines if line.mark is Mark.FAILED]
+
+    async def until(self, mark: Mark, count: int) -> None:
+        async def is_so() -> bool:
+            return sum(found is mark for found, _ in self.marks()) >= count
+
+        await until_async(is_so, what=f"{count} of {mark}")
 
     def marks(self) -> list[tuple[Mark, str]]:
         return [(line.mark, line.step) for line in JournalReader(self.journal_file).new_lines()]
@@ -99,6 +119,43 @@ async def test_a_killed_part_is_started_again(block: ClusterBlock) -> None:
         await until_async(is_replaced, what="a new process")
         harness.supervisor.stop()
     assert (Mark.FAILED, "one") in harness.marks()
+
+
+async def test_waits_double_with_each_kill_until_a_part_has_done_its_work_for_a_while(block: ClusterBlock) -> None:
+    harness = Harness(block, [part(block, "one")])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        for kills, later_s in ((1, 0.0), (2, 0.0), (3, 11.0)):
+            await harness.until(Mark.DONE, kills)  # ready for the so many-th time
+            harness.clock.later_s += later_s
+            living = recorded(block.parts_dir, "one")
+            assert living is not None
+            send_signal(living, signal.SIGKILL)
+            await harness.until(Mark.FAILED, kills)
+        harness.supervisor.stop()
+    assert harness.waits() == ["0.2 s", "0.4 s", "0.2 s"]
+
+
+async def test_a_part_that_never_does_its_work_waits_longer_each_time_however_long_it_lives(
+    block: ClusterBlock,
+) -> None:
+    harness = Harness(block, [part(block, "one", can_be_ready=False)])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        for lives in (1, 2):
+            await harness.until(Mark.BEGUN, lives)
+            harness.clock.later_s += 600.0
+
+            async def is_there() -> bool:
+                return recorded(block.parts_dir, "one") is not None
+
+            await until_async(is_there)
+            living = recorded(block.parts_dir, "one")
+            assert living is not None
+            send_signal(living, signal.SIGKILL)
+            await harness.until(Mark.FAILED, lives)
+        harness.supervisor.stop()
+    assert harness.waits() == ["0.2 s", "0.4 s"]
 
 
 async def test_a_living_part_of_a_dead_supervisor_is_adopted(block: ClusterBlock) -> None:
