@@ -18,7 +18,7 @@ from cli.cluster.supervisor import Supervisor
 from core.infra.clock import SystemClock
 from core.infra.cluster import ClusterBlock
 from core.infra.logs import Log
-from core.infra.processes import mark, send_signal
+from core.infra.processes import mark, put_first, send_signal
 from core.infra.settings import process_environment
 from tests.waiting import until_async
 
@@ -78,7 +78,9 @@ class Harness:
         return [(line.mark, line.step) for line in JournalReader(self.journal_file).new_lines()]
 
 
-def part(block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_be_ready: bool = True) -> ProcessPart:
+def part(
+    block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_be_ready: bool = True, nice: int = 0
+) -> ProcessPart:
     async def is_ready() -> bool:
         return can_be_ready and recorded(block.parts_dir, name) is not None
 
@@ -89,6 +91,7 @@ def part(block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_b
         log_file=block.log_dir / f"{name}.log",
         parts_dir=block.parts_dir,
         is_ready=is_ready,
+        nice=nice,
     )
 
 
@@ -200,12 +203,40 @@ async def test_a_part_that_cannot_start_now_is_tried_again_while_the_rest_goes_o
     harness = Harness(block, [part(block, "one"), part(block, "two")])
     async with asyncio.TaskGroup() as group:
         group.create_task(harness.supervisor.run())
+        await harness.until(Mark.DONE, 1)
         await until_async(lambda: _is(Mark.FAILED, harness), what="the failed start")
         first = recorded(block.parts_dir, "one")
         (block.log_dir / "two.log").rmdir()
         await until_async(lambda: _is(Mark.READY, harness), what="the announcement")
         assert recorded(block.parts_dir, "one") == first
         harness.supervisor.stop()
+
+
+async def test_a_part_that_goes_first_is_scheduled_before_others_and_the_rest_as_ever(block: ClusterBlock) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    if os.geteuid() != 0:
+        pytest.skip("only root may put a process before others")
+    first, other = part(block, "one", nice=-10), part(block, "two")
+    for item in (first, other):
+        await item.start()
+    one, two = recorded(block.parts_dir, "one"), recorded(block.parts_dir, "two")
+    assert one is not None
+    assert two is not None
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, one.pid) == -10
+        assert os.getpriority(os.PRIO_PROCESS, two.pid) == before
+        groups = [Path(f"/proc/{item.pid}/autogroup") for item in (one, two)]
+        if groups[0].exists():
+            assert [file.read_text().split()[-1] for file in groups] == ["-10", "0"]
+    finally:
+        for item in (one, two):
+            await stop_process(item, signal.SIGKILL, 5.0)
+        for item in (first, other):
+            await item.ended()
+
+
+def test_nobody_is_put_first_who_is_not_there() -> None:
+    assert not put_first(2**22 + 1, -10)
 
 
 def test_a_process_recorded_in_another_boot_is_nobody(block: ClusterBlock) -> None:
