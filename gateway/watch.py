@@ -20,7 +20,8 @@ from protos.slice.routes.v1 import routes_pb2, routes_pb2_grpc
 REPORT_S = 0.9
 """Time between reports when nothing happens; the controller expects one a second."""
 BACKOFF_FIRST_S = 0.2
-BACKOFF_MOST_S = 2.0
+BACKOFF_MOST_S = 0.5
+"""The controller is on this machine: a try costs little, and one that is started again is to have its doors at once."""
 
 
 class Load(Protocol):

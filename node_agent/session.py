@@ -1,8 +1,9 @@
 """The node's stream to the controller: hello, heartbeats, the desired set down, the observed set up.
 
 Comes in: `ControllerMessage`s. Goes out: `NodeMessage`s, and logs on calls of their own (`node_agent.log_sending`).
-Started once by `node_agent.agent` and lives as long. A broken or silent stream is dialled anew with full jitter; that
-the controller is away never touches an engine.
+Started once by `node_agent.agent` and lives as long. A broken or silent stream is dialled anew with full jitter, and
+where nobody listens as soon as somebody does (`node_agent.redialling`); that the controller is away never touches an
+engine.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from node_agent.dialing import Way
 from node_agent.fence import Fence
 from node_agent.inventory import Inventory, disk_free_bytes, reading_message
 from node_agent.log_sending import LogSender
+from node_agent.redialling import Redialling
 from node_agent.standing import StandingFile, State
 from node_agent.supervisor import Supervisor
 from protos.slice.node.v1 import node_pb2, node_pb2_grpc
@@ -106,6 +108,14 @@ class Session:
         self._last_reason = ""
         self._leaving = asyncio.Event()
         self._has_left = asyncio.Event()
+        self._redialling = Redialling(
+            is_refused=way.is_refused,
+            extended=fence.extended,
+            pause=self._pause,
+            is_leaving=self._leaving.is_set,
+            now=clock.monotonic,
+            chance=chance,
+        )
 
     async def leave(self) -> None:
         """Say goodbye and end the stream; returns when it is out, or after 2 s."""
@@ -137,14 +147,16 @@ class Session:
                 self._log.error("session_failed", error=repr(error), exc=error)
             attempt = 0 if connection.is_open else attempt + 1
             if not self._leaving.is_set():
-                wait_s = max(pause_s, back_off_s(attempt, self._chance()))
-                if await self._way.is_refused():  # a controller that is gone must not take its models with it
-                    wait_s = min(wait_s, self._fence.extended())
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._leaving.wait(), max(0.01, wait_s))
+                has_returned = await self._redialling.rest(max(pause_s, back_off_s(attempt, self._chance())))
+                attempt = 0 if has_returned else attempt
         self._has_left.set()
         # An eternal task: its owner cancels it. Its end by itself would be a failure of the process.
         await asyncio.Event().wait()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until we are to leave, at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), seconds)
 
     async def _note_end(self, reason: str, *, was_open: bool) -> None:
         # TLS libraries do not tell a peer why they hang up, so after a failed dial we look at our own certificate. The
@@ -174,6 +186,7 @@ class Session:
             devices=self._devices,
             fence=self._fence,
             standing=self._standing,
+            redialling=self._redialling,
             chance=self._chance,
             log=self._log,
             leaving=self._leaving,
@@ -199,6 +212,7 @@ class _Parts:
     devices: Devices
     fence: Fence
     standing: StandingFile
+    redialling: Redialling
     chance: Callable[[], float]
     log: Log
     leaving: asyncio.Event
@@ -248,6 +262,7 @@ class _Connection:
             )
         await self._parts.supervisor.see_epoch(ack.leader_epoch)
         self._parts.fence.open(ack.fence_ms / 1000.0 or fence.fence_s(ack.lease_ms / 1000.0))
+        self._parts.redialling.opened(ack.redial_ms / 1000.0)
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
         self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from core.errors import CODES, Failure
 from core.infra import cluster
-from core.infra.processes import ProcessMark, family, is_alive, mark, send_signal
+from core.infra.processes import ProcessMark, family, is_alive, mark, put_first, send_signal
 from node_agent import shim_client
 
 FATAL_EXIT = 78  # sysexits.h EX_CONFIG: starting it again cannot help
@@ -124,6 +124,7 @@ class ProcessPart:
         is_ready: Callable[[], Awaitable[bool]],
         user: str | None = None,
         before_start: Callable[[], Awaitable[object]] | None = None,
+        nice: int = 0,
     ) -> None:
         self._name = name
         self._argv = list(argv)
@@ -133,6 +134,7 @@ class ProcessPart:
         self._is_ready = is_ready
         self._user = user
         self._before_start = before_start
+        self._nice = nice
         self._child: subprocess.Popen[bytes] | None = None
         self._process: ProcessMark | None = None
 
@@ -154,6 +156,8 @@ class ProcessPart:
         _turn_over(self._log_file)
         self._child = await asyncio.to_thread(self._spawn)
         self._process = mark(self._child.pid)
+        if self._nice:
+            put_first(self._child.pid, self._nice)  # where we may not, it is started all the same
         if self._process is not None:
             record(self._parts_dir, self._name, self._process)
 

@@ -9,9 +9,14 @@ from core.infra.settings import process_environment
 
 
 def ours(
-    name: str, block: MachineBlock, environment: Mapping[str, str], is_ready: Callable[[], Awaitable[bool]]
+    name: str,
+    block: MachineBlock,
+    environment: Mapping[str, str],
+    is_ready: Callable[[], Awaitable[bool]],
+    *,
+    nice: int = 0,
 ) -> ProcessPart:
-    """Return the part that runs the composition root `name` on `block`."""
+    """Return the part that runs the composition root `name` on `block`; `nice` below 0 lets it run before others."""
     return ProcessPart(
         name=name,
         argv=[sys.executable, "-m", f"cli.roots.{name}", str(block.file)],
@@ -19,6 +24,7 @@ def ours(
         log_file=block.log_dir / f"{name}.log",
         parts_dir=block.parts_dir,
         is_ready=is_ready,
+        nice=nice,
     )
 
 

@@ -7,6 +7,7 @@ it dies itself, every part serves on and the next one adopts them.
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from cli.cluster.journal import Journal, Mark
 from cli.cluster.parts import Part
@@ -17,10 +18,18 @@ from core.infra.tasks import TaskGuard
 
 _BACKOFF_FIRST_S = 0.2  # PostgreSQL needs a moment until a dead postmaster's lock file is seen as stale
 _BACKOFF_CAP_S = 30.0
-_STEADY_AFTER_S = 60.0
-"""A part that lived this long is started anew at once, without the earlier back-off."""
+_STEADY_AFTER_S = 10.0
+"""A part that did its work for so long is started anew at once, without the earlier back-off: at this rate even one
+that ends again and again costs little, and one that only starts and ends never comes so far."""
 _PROBE_EVERY_S = 0.05
 _REAP_S = 10.0
+
+
+@dataclass
+class _Life:
+    """One life of a part: from when on it did its work, in the clock's monotonic seconds; None while it does not."""
+
+    ready_at: float | None = None
 
 
 class Supervisor:
@@ -131,10 +140,10 @@ class Supervisor:
     async def _keep(self, part: Part, is_ready: asyncio.Event) -> None:
         delay_s = _BACKOFF_FIRST_S
         while not self._stopping.is_set():
-            began = self._clock.monotonic()
+            life = _Life()
             reason = "ended"
             try:
-                await self._one_life(part, is_ready)
+                await self._one_life(part, is_ready, life)
             except Failure as failure:
                 # Only a start may be given up: what serves already goes on while this part is tried again.
                 if failure.retry is Retry.NEVER and not self._is_announced:
@@ -146,13 +155,13 @@ class Supervisor:
                 reason = f"could not be started or watched ({type(error).__name__})"
             if self._stopping.is_set():
                 return
-            if self._clock.monotonic() - began > _STEADY_AFTER_S:
+            if life.ready_at is not None and self._clock.monotonic() - life.ready_at > _STEADY_AFTER_S:
                 delay_s = _BACKOFF_FIRST_S
             self._journal.write(Mark.FAILED, part.name, f"{reason}; started again in {delay_s:.1f} s")
             await self._wait(delay_s)
             delay_s = min(_BACKOFF_CAP_S, delay_s * 2)
 
-    async def _one_life(self, part: Part, is_ready: asyncio.Event) -> None:
+    async def _one_life(self, part: Part, is_ready: asyncio.Event, life: "_Life") -> None:
         """Adopt or start a part and wait for its end.
 
         Raises:
@@ -164,17 +173,18 @@ class Supervisor:
             await part.start()
         self._log.info("part_begun", name=part.name, adopted=adopted)
         async with TaskGuard(self._log) as guard:
-            guard.brief(f"probe-{part.name}", self._probe(part, is_ready))
+            guard.brief(f"probe-{part.name}", self._probe(part, is_ready, life))
             ended = await part.ended()
         self._log.warning("part_ended", name=part.name, status=ended.status, failure=str(ended.failure or ""))
         if ended.failure is not None:
             raise ended.failure
 
-    async def _probe(self, part: Part, is_ready: asyncio.Event) -> None:
+    async def _probe(self, part: Part, is_ready: asyncio.Event, life: "_Life") -> None:
         while not await part.is_ready():
             await self._wait(_PROBE_EVERY_S)
             if self._stopping.is_set():
                 return
+        life.ready_at = self._clock.monotonic()
         self._journal.write(Mark.DONE, part.name, "ready")
         is_ready.set()
 

@@ -12,6 +12,11 @@ from core.infra import cluster
 from core.infra.cluster import ClusterBlock
 from core.infra.settings import Settings
 
+CONTROLLER_NICE = -10
+"""A start takes a second of one processor. Beside engines that want all of them it would last many, in which nothing is
+decided; this gives it nine times the share of any one of them, and at rest it uses next to nothing. The other parts
+stay as they are: what they start would inherit it."""
+
 POSTGRES_STOP = signal.SIGINT  # fast shutdown, PostgreSQL manual "Shutting Down the Server"
 
 
@@ -41,7 +46,9 @@ def parts_of(block: ClusterBlock, wanted: Settings) -> list[Part]:
             )
         )
     cluster.write_private(block.secret_file("database_url"), database_url)
-    parts.append(ours("controller", block, environment, lambda: controller_is_ready(block)))
+    parts.append(
+        ours("controller", block, environment, lambda: controller_is_ready(block), nice=CONTROLLER_NICE),
+    )
     parts.append(
         DoorPart(
             block=block,

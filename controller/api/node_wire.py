@@ -347,6 +347,7 @@ def render(message: ControllerMessage, key_of: Callable[[ReplicaOrder], str]) ->
                 heartbeat_ms=message.heartbeat_ms,
                 lease_ms=message.lease_ms,
                 fence_ms=message.fence_ms,
+                redial_ms=message.redial_ms,
             )
         )
     if isinstance(message, Ack):

@@ -79,6 +79,8 @@ class Welcome:
     heartbeat_ms: int
     lease_ms: int
     fence_ms: int
+    redial_ms: int = 0
+    """When this controller has ended, nodes come to the next one spread over so long."""
 
 
 @dataclass(frozen=True, kw_only=True)

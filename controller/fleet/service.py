@@ -204,6 +204,7 @@ class Fleet:
                 heartbeat_ms=int(self.timers.heartbeat_s * 1000),
                 lease_ms=int(self.timers.lost_s * 1000),
                 fence_ms=round(self.timers.fence_s * 1000),
+                redial_ms=round(self.timers.grace_s(len(self._entries)) * 1000),
             )
         )
         self._wakeups.wake("node_hello")

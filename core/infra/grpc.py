@@ -17,9 +17,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 4 * 1024**2),
-    # Reconnects are ours to pace; gRPC's own back-off would add up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Reconnects are ours to pace; gRPC's own back-off, which comes on top, would add up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
 )
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (

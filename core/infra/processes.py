@@ -47,6 +47,22 @@ def is_alive(process: ProcessMark) -> bool:
     return mark(process.pid) == process
 
 
+def put_first(pid: int, nice: int) -> bool:
+    """Let the processor, where it is scarce, go to the process `pid` and its session first; return whether we may.
+
+    `nice` is -20 (first) to -1. Where the kernel schedules whole sessions (autogroups, sched(7)) the session's own
+    value counts, and the process's beside it anywhere else; what the process starts in its session inherits both.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+    except FileNotFoundError:  # a kernel without autogroups
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def send_signal(process: ProcessMark, number: signal.Signals) -> bool:
     """Send a signal to this very process; return False when it is gone."""
     try:

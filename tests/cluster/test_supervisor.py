@@ -18,11 +18,20 @@ from cli.cluster.supervisor import Supervisor
 from core.infra.clock import SystemClock
 from core.infra.cluster import ClusterBlock
 from core.infra.logs import Log
-from core.infra.processes import mark, send_signal
+from core.infra.processes import mark, put_first, send_signal
 from core.infra.settings import process_environment
 from tests.waiting import until_async
 
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+
+
+class LaterClock(SystemClock):
+    """The real clock, and `later_s` more, as if so much had passed."""
+
+    later_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.later_s
 
 
 class Harness:
@@ -31,7 +40,7 @@ class Harness:
     def __init__(self, block: ClusterBlock, parts: list[Part], start_deadline_s: float = 60.0) -> None:
         self.block = block
         self.calls: list[str] = []
-        clock = SystemClock()
+        self.clock = clock = LaterClock()
         self.journal_file = block.log_dir / "start.jsonl"
         self.supervisor = Supervisor(
             parts=parts,
@@ -54,11 +63,24 @@ class Harness:
             if process is not None:
                 await stop_process(process, signal.SIGTERM, 5.0)
 
+    def waits(self) -> list[str]:
+        """Return what the supervisor said each time that it started a part again."""
+        lines = JournalReader(self.journal_file).new_lines()
+        return [line.message.rpartition(" in ")[2] for line in lines if line.mark is Mark.FAILED]
+
+    async def until(self, mark: Mark, count: int) -> None:
+        async def is_so() -> bool:
+            return sum(found is mark for found, _ in self.marks()) >= count
+
+        await until_async(is_so, what=f"{count} of {mark}")
+
     def marks(self) -> list[tuple[Mark, str]]:
         return [(line.mark, line.step) for line in JournalReader(self.journal_file).new_lines()]
 
 
-def part(block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_be_ready: bool = True) -> ProcessPart:
+def part(
+    block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_be_ready: bool = True, nice: int = 0
+) -> ProcessPart:
     async def is_ready() -> bool:
         return can_be_ready and recorded(block.parts_dir, name) is not None
 
@@ -69,6 +91,7 @@ def part(block: ClusterBlock, name: str, argv: list[str] | None = None, *, can_b
         log_file=block.log_dir / f"{name}.log",
         parts_dir=block.parts_dir,
         is_ready=is_ready,
+        nice=nice,
     )
 
 
@@ -99,6 +122,43 @@ async def test_a_killed_part_is_started_again(block: ClusterBlock) -> None:
         await until_async(is_replaced, what="a new process")
         harness.supervisor.stop()
     assert (Mark.FAILED, "one") in harness.marks()
+
+
+async def test_waits_double_with_each_kill_until_a_part_has_done_its_work_for_a_while(block: ClusterBlock) -> None:
+    harness = Harness(block, [part(block, "one")])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        for kills, later_s in ((1, 0.0), (2, 0.0), (3, 11.0)):
+            await harness.until(Mark.DONE, kills)  # ready for the so many-th time
+            harness.clock.later_s += later_s
+            living = recorded(block.parts_dir, "one")
+            assert living is not None
+            send_signal(living, signal.SIGKILL)
+            await harness.until(Mark.FAILED, kills)
+        harness.supervisor.stop()
+    assert harness.waits() == ["0.2 s", "0.4 s", "0.2 s"]
+
+
+async def test_a_part_that_never_does_its_work_waits_longer_each_time_however_long_it_lives(
+    block: ClusterBlock,
+) -> None:
+    harness = Harness(block, [part(block, "one", can_be_ready=False)])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(harness.supervisor.run())
+        for lives in (1, 2):
+            await harness.until(Mark.BEGUN, lives)
+            harness.clock.later_s += 600.0
+
+            async def is_there() -> bool:
+                return recorded(block.parts_dir, "one") is not None
+
+            await until_async(is_there)
+            living = recorded(block.parts_dir, "one")
+            assert living is not None
+            send_signal(living, signal.SIGKILL)
+            await harness.until(Mark.FAILED, lives)
+        harness.supervisor.stop()
+    assert harness.waits() == ["0.2 s", "0.4 s"]
 
 
 async def test_a_living_part_of_a_dead_supervisor_is_adopted(block: ClusterBlock) -> None:
@@ -143,12 +203,40 @@ async def test_a_part_that_cannot_start_now_is_tried_again_while_the_rest_goes_o
     harness = Harness(block, [part(block, "one"), part(block, "two")])
     async with asyncio.TaskGroup() as group:
         group.create_task(harness.supervisor.run())
+        await harness.until(Mark.DONE, 1)
         await until_async(lambda: _is(Mark.FAILED, harness), what="the failed start")
         first = recorded(block.parts_dir, "one")
         (block.log_dir / "two.log").rmdir()
         await until_async(lambda: _is(Mark.READY, harness), what="the announcement")
         assert recorded(block.parts_dir, "one") == first
         harness.supervisor.stop()
+
+
+async def test_a_part_that_goes_first_is_scheduled_before_others_and_the_rest_as_ever(block: ClusterBlock) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    if os.geteuid() != 0:
+        pytest.skip("only root may put a process before others")
+    first, other = part(block, "one", nice=-10), part(block, "two")
+    for item in (first, other):
+        await item.start()
+    one, two = recorded(block.parts_dir, "one"), recorded(block.parts_dir, "two")
+    assert one is not None
+    assert two is not None
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, one.pid) == -10
+        assert os.getpriority(os.PRIO_PROCESS, two.pid) == before
+        groups = [Path(f"/proc/{item.pid}/autogroup") for item in (one, two)]
+        if groups[0].exists():
+            assert [file.read_text().split()[-1] for file in groups] == ["-10", "0"]
+    finally:
+        for item in (one, two):
+            await stop_process(item, signal.SIGKILL, 5.0)
+        for item in (first, other):
+            await item.ended()
+
+
+def test_nobody_is_put_first_who_is_not_there() -> None:
+    assert not put_first(2**22 + 1, -10)
 
 
 def test_a_process_recorded_in_another_boot_is_nobody(block: ClusterBlock) -> None:

@@ -39,6 +39,7 @@ async def test_a_node_is_welcomed_with_its_timers_and_acknowledged(cluster: Clus
         await until_async(is_acknowledged)
         assert node.ack is not None
         assert (node.ack.heartbeat_ms, node.ack.lease_ms, node.ack.fence_ms) == (200, 3800, 1800)
+        assert node.ack.redial_ms == 4  # one node: a 250th of a second
         assert (node.ack.leader_epoch, node.ack.session_epoch) == (1, 1)
 
 

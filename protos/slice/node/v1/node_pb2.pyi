@@ -344,18 +344,20 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class HelloAck(_message.Message):
-    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms", "fence_ms")
+    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms", "fence_ms", "redial_ms")
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SESSION_EPOCH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     FENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    REDIAL_MS_FIELD_NUMBER: _ClassVar[int]
     leader_epoch: int
     session_epoch: int
     heartbeat_ms: int
     lease_ms: int
     fence_ms: int
-    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., fence_ms: _Optional[int] = ...) -> None: ...
+    redial_ms: int
+    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., fence_ms: _Optional[int] = ..., redial_ms: _Optional[int] = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
     __slots__ = ("sequence",)
