@@ -167,8 +167,8 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
 
     async def SendTelemetry(self, _: AsyncIterator[pb.Telemetry], context: Any) -> pb.TelemetryReceipt:
         """Keep what one node measures, until its session ends."""
-        parts = self._stage.parts()
         try:
+            parts = self._stage.parts()
             holder = callers.node_holder(context, parts.certificates)
             while (message := await _next(context)) is not END:
                 node_id = NodeId(node_wire.text(message.node_id, 80))
