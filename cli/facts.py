@@ -129,7 +129,7 @@ def _settings(deployment: Item, now: datetime) -> Any:
 
 def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
     """Return the sheet of a node: the machine, its devices and its engines."""
-    seen = node.get("last_seen_s_ago")
+    seen, measured = node.get("last_seen_s_ago"), node.get("measured_s_ago")
     labels = ", ".join(f"{key}={value}" for key, value in (node.get("labels") or {}).items())
     return Facts(
         facts=(
@@ -137,6 +137,8 @@ def node_facts(node: Item, now: datetime, *, is_wide: bool) -> Facts:
             ("id", _text(node.get("id"))),
             ("state", node_state(node)),
             ("seen", f"{seen:.1f}s ago" if isinstance(seen, int | float) else ABSENT),
+            ("measured", f"{measured:.1f}s ago" if isinstance(measured, int | float) else ABSENT),
+            ("protocol", _text(node.get("protocol"))),
             ("placement", _placement(node)),
             ("replicas", _text(node.get("replicas"))),
             ("certificate", _certificate(node)),

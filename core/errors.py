@@ -89,6 +89,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "node.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "node.hello_required": (Kind.USAGE, Retry.NEVER),
     "node.protocol_too_old": (Kind.CONFLICT, Retry.NEVER),
+    "node.protocol_too_new": (Kind.CONFLICT, Retry.NEVER),
     "node.stale_sequence": (Kind.CONFLICT, Retry.NOW),
     "node.identity_conflict": (Kind.CONFLICT, Retry.NEVER),
     "node.name_taken": (Kind.CONFLICT, Retry.NEVER),

@@ -121,6 +121,8 @@ class Door:
         self._routed = self._table.replica_ids()
         self._is_replaced.set()
         self._is_replaced = asyncio.Event()
+        if self._papers.revoke(message.revoked_serials):
+            self._pool.forget_planes()
         if self._table.has_planes():
             self._papers.want()
 

@@ -9,7 +9,7 @@ every machine.
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
@@ -59,6 +59,7 @@ class DoorPapers:
         self._is_there = asyncio.Event()
         self._context: ssl.SSLContext | None = None
         self._holder: Holder | None = None
+        self._revoked: frozenset[int] = frozenset()
 
     def want(self) -> None:
         """Note that there is a replica on another machine."""
@@ -74,6 +75,15 @@ class DoorPapers:
     def name_of(self, plane: Plane) -> str:
         """Return the name that the plane's certificate must have."""
         return Identity(cluster_id=self._identity.cluster_id, role=Role.NODE, name=plane.node_id).dns_name
+
+    def is_revoked(self, serial: str) -> bool:
+        """Return whether a certificate must not be trusted though it is signed and in date."""
+        return int(serial, 16) in self._revoked
+
+    def revoke(self, serials: Iterable[str]) -> bool:
+        """Trust none of these certificates, and all others; returns whether one of them is news."""
+        before, self._revoked = self._revoked, frozenset(int(serial, 16) for serial in serials)
+        return not self._revoked <= before
 
     async def run(self) -> None:
         """Keep the certificate fresh until cancelled: asked for once wanted, and anew from half of its life on."""

@@ -28,6 +28,9 @@ class Papers(Protocol):
     def name_of(self, plane: Plane) -> str:
         """Return the name that the plane's certificate must have."""
 
+    def is_revoked(self, serial: str) -> bool:
+        """Return whether a certificate must not be trusted though it is signed and in date; `serial` is hexadecimal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Address:

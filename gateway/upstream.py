@@ -342,7 +342,7 @@ class EnginePool:
                 connection.abort()
 
     def forget_planes(self) -> None:
-        """Close the resting connections to data planes: the door has another certificate."""
+        """Close the resting connections to data planes: the door has another certificate, or one was revoked."""
         for place in [place for place in self._idle if isinstance(place, Plane)]:
             for connection in self._idle.pop(place):
                 connection.abort()
@@ -387,14 +387,17 @@ class EnginePool:
         return connection
 
     async def _connect_plane(self, plane: Plane) -> EngineConnection:
-        """Connect to another machine's data plane, which must show its node's certificate."""
+        """Connect to another machine's data plane, which must show its node's certificate, and one that is not revoked.
+
+        A revoked one is somebody who took the plane's address over: routes lead to nobody who was forgotten.
+        """
         if self._papers is None:
             raise EngineUnreachable(f"{plane.host}:{plane.port}")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 context = await self._papers.context()
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: EngineConnection(plane),
                     plane.host,
                     plane.port,
@@ -403,6 +406,9 @@ class EnginePool:
                 )
         except (OSError, TimeoutError) as error:
             raise EngineUnreachable(f"{plane.host}:{plane.port}") from error
+        if self._papers.is_revoked(str(transport.get_extra_info("peercert")["serialNumber"])):
+            connection.abort()
+            raise EngineUnreachable(f"{plane.host}:{plane.port}")
         return connection
 
     async def _connect_out(self, address: Address, origin: Origin) -> EngineConnection:

@@ -22,6 +22,7 @@ from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
 from core.infra.settings import process_environment
 from core.infra.tasks import TaskGuard
+from core.protocols import SPOKEN, Span
 from node_agent import identity, launching, replica, supervisor
 from node_agent.containers import host
 from node_agent.containers.house import ContainerHouse
@@ -43,6 +44,7 @@ from node_agent.standing import StandingFile
 from node_agent.subprocesses import Children
 from node_agent.supervisor import Supervisor
 from node_agent.surroundings import Surroundings
+from node_agent.telemetry import Telemetry
 
 _CHILDREN = "children"
 _PLANE = "plane"
@@ -95,6 +97,8 @@ class NodeConfig:
     cluster_id: str = ""
     tls_dir: Path | None = None
     standing_file: Path | None = None
+    protocols: Span = SPOKEN
+    """Versions of the controller's protocol that it speaks: fewer in rehearsals of an upgrade."""
 
 
 async def run(
@@ -204,9 +208,9 @@ async def _serve(
         run_id=entropy.fresh("run"),
         agent_version=config.agent_version,
         labels={**host.labels(containers.found), **config.labels},
-        data_dir=config.data_dir,
         plane_host=config.plane.host if config.plane else "",
         plane_port=config.plane.port if config.plane else 0,
+        protocols=config.protocols,
     )
     keeper = Supervisor(data_dir=config.data_dir, around=around, guard=guard, changed=changed)
     way = _way(config)
@@ -215,8 +219,11 @@ async def _serve(
         way=way,
         supervisor=keeper,
         inventory=Inventory(data_dir=config.data_dir, devices=devices, engines=engines, adapters=adapters),
-        devices=devices,
+        telemetry=Telemetry(
+            node_id=facts.node_id, way=way, devices=devices, data_dir=config.data_dir, chance=chance, log=log
+        ),
         fence=doors.fence,
+        revoke=doors.revoke,
         standing=StandingFile(config.standing_file, clock),
         clock=clock,
         chance=chance,

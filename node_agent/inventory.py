@@ -68,8 +68,11 @@ class Inventory:
         self._adapters = adapters
 
     async def engines(self) -> list[node_pb2.EngineFact]:
-        """Return which engines can run here now, their versions, and what others run here."""
-        readings, survey = await self._devices.readings(), await self._engines.survey(self._adapters())
+        """Return which engines can run here, by the devices read last, their versions, and what others run here.
+
+        Read anew they are in `message` and by telemetry: a report of a replica must not wait for a driver that hangs.
+        """
+        readings, survey = self._devices.latest, await self._engines.survey(self._adapters())
         return await asyncio.to_thread(self._engine_facts, _host_facts(readings, survey), survey)
 
     async def message(self) -> node_pb2.Inventory:

@@ -1,6 +1,7 @@
 """The node's stream to the controller: hello, heartbeats, the desired set down, the observed set up.
 
-Comes in: `ControllerMessage`s. Goes out: `NodeMessage`s, and logs on calls of their own (`node_agent.log_sending`).
+Comes in: `ControllerMessage`s. Goes out: `NodeMessage`s; logs on calls of their own (`node_agent.log_sending`), and
+readings on a connection of their own (`node_agent.telemetry`): a heartbeat waits for no device.
 Started once by `node_agent.agent` and lives as long. A broken or silent stream is dialled anew with full jitter, and
 where nobody listens as soon as somebody does (`node_agent.redialling`); that the controller is away never touches an
 engine.
@@ -8,28 +9,28 @@ engine.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 
+from core import protocols
 from core.clock import Clock
 from core.errors import Failure
 from core.infra.logs import Log
+from core.protocols import SPOKEN, Span
 from node_agent import fence, fences, identity, shim_client
-from node_agent.devices.reading import Devices
 from node_agent.dialing import Way
 from node_agent.fence import Fence
-from node_agent.inventory import Inventory, disk_free_bytes, reading_message
+from node_agent.inventory import Inventory, reading_message
 from node_agent.log_sending import LogSender
 from node_agent.redialling import Redialling
 from node_agent.standing import StandingFile, State
 from node_agent.supervisor import Supervisor
+from node_agent.telemetry import Telemetry
 from protos.slice.node.v1 import node_pb2, node_pb2_grpc
 
-PROTOCOL = 1
 _HELLO_DEADLINE_S = 10.0
 _OBSERVED_EVERY_S = 5.0
 _COALESCE_S = 0.05  # changes that come together go out together
@@ -50,9 +51,9 @@ class NodeFacts:
     run_id: str
     agent_version: str
     labels: dict[str, str]
-    data_dir: Path
     plane_host: str = ""
     plane_port: int = 0
+    protocols: Span = SPOKEN
 
 
 class Rejected(Exception):
@@ -88,8 +89,9 @@ class Session:
         way: Way,
         supervisor: Supervisor,
         inventory: Inventory,
-        devices: Devices,
+        telemetry: Telemetry,
         fence: Fence,
+        revoke: Callable[[Iterable[str]], None],
         standing: StandingFile,
         clock: Clock,
         chance: Callable[[], float],
@@ -99,8 +101,9 @@ class Session:
         self._way = way
         self._supervisor = supervisor
         self._inventory = inventory
-        self._devices = devices
+        self._telemetry = telemetry
         self._fence = fence
+        self._revoke = revoke
         self._standing = standing
         self._clock = clock
         self._chance = chance
@@ -183,8 +186,9 @@ class Session:
             way=self._way,
             supervisor=self._supervisor,
             inventory=self._inventory,
-            devices=self._devices,
+            telemetry=self._telemetry,
             fence=self._fence,
+            revoke=self._revoke,
             standing=self._standing,
             redialling=self._redialling,
             chance=self._chance,
@@ -209,8 +213,9 @@ class _Parts:
     way: Way
     supervisor: Supervisor
     inventory: Inventory
-    devices: Devices
+    telemetry: Telemetry
     fence: Fence
+    revoke: Callable[[Iterable[str]], None]
     standing: StandingFile
     redialling: Redialling
     chance: Callable[[], float]
@@ -219,12 +224,14 @@ class _Parts:
 
 
 class _Connection:
-    """One stream from hello to its end; three tasks, one of which writes."""
+    """One stream from hello to its end; heartbeats, reports and what is heard each have a task."""
 
     def __init__(self, parts: _Parts) -> None:
         self._parts = parts
         self._ack: node_pb2.HelloAck | None = None
         self._heard_at = 0.0
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
+        self._has_said_all = False
         self.is_open = False
 
     async def hold(self, stub: Any) -> None:
@@ -239,7 +246,9 @@ class _Connection:
         try:
             ack = await self._greet(call)
             async with logs:
-                await _first_of(self._read(call, ack, logs), self._write(call, ack))
+                await _first_of(
+                    self._read(call, ack, logs), self._beat(call, ack), self._report(call), parts.telemetry.keep(ack)
+                )
         finally:
             call.cancel()
 
@@ -253,6 +262,7 @@ class _Connection:
                 if message.WhichOneof("body") == "hello_ack":
                     break
         ack: node_pb2.HelloAck = message.hello_ack
+        ack.protocol = protocols.accepted(ack.protocol, self._parts.facts.protocols)
         seen = self._parts.supervisor.leader_epoch
         if not fences.obeys_leader(seen, ack.leader_epoch):
             raise Rejected(
@@ -265,15 +275,19 @@ class _Connection:
         self._parts.redialling.opened(ack.redial_ms / 1000.0)
         self.is_open = True
         self._heard_at = asyncio.get_running_loop().time()
-        self._parts.log.info("session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch)
+        self._parts.log.info(
+            "session_open", leader_epoch=ack.leader_epoch, session_epoch=ack.session_epoch, protocol=ack.protocol
+        )
         await self._parts.standing.tell(State.OPEN)
         return ack
 
     async def _hello(self) -> node_pb2.Hello:
         facts, supervisor = self._parts.facts, self._parts.supervisor
+        inventory = await self._parts.inventory.message()
+        self._parts.telemetry.begin(inventory)
         return node_pb2.Hello(
-            protocol_min=PROTOCOL,
-            protocol_max=PROTOCOL,
+            protocol_min=facts.protocols.oldest,
+            protocol_max=facts.protocols.newest,
             node_id=facts.node_id,
             node_name=facts.node_name,
             machine_id=await asyncio.to_thread(identity.machine_id),
@@ -281,7 +295,7 @@ class _Connection:
             agent_run_id=facts.run_id,
             agent_version=facts.agent_version,
             max_leader_epoch_seen=supervisor.leader_epoch,
-            inventory=await self._parts.inventory.message(),
+            inventory=inventory,
             observed=supervisor.observed(),
             labels=facts.labels,
             plane_host=facts.plane_host,
@@ -316,34 +330,47 @@ class _Connection:
                     was_applied = await self._parts.supervisor.apply(message.desired)
                     generation = message.desired.generation
                     self._parts.log.info("desired_received", generation=generation, was_applied=was_applied)
+                case "revoked":
+                    self._parts.revoke(message.revoked.serials)
                 case "log_request":
                     logs.take(message.log_request)
                 case _:
                     pass
 
-    async def _write(self, call: Any, ack: node_pb2.HelloAck) -> None:
-        loop, parts = asyncio.get_running_loop(), self._parts
+    async def _beat(self, call: Any, ack: node_pb2.HelloAck) -> None:
+        """Send heartbeats; nothing but the line itself, and a report that is being written to it, delays one."""
         interval_s = max(ack.heartbeat_ms / 1000.0, 0.05)
-        sequence, beat_at, observed_at = 0, loop.time(), loop.time() + _OBSERVED_EVERY_S
+        sequence = 0
+        while True:
+            sequence += 1
+            self._parts.fence.sent(sequence)
+            await self._say(call, heartbeat=self._heartbeat(sequence, ack.protocol))
+            await asyncio.sleep(interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * self._parts.chance() - 1.0)))
+
+    async def _report(self, call: Any) -> None:
+        """Send the observed set when it changes and every few seconds; say goodbye when we are to leave."""
+        loop, parts = asyncio.get_running_loop(), self._parts
+        observed_at = loop.time() + _OBSERVED_EVERY_S
         while not parts.leaving.is_set():
-            if loop.time() >= beat_at:
-                sequence += 1
-                heartbeat = await self._heartbeat(sequence)
-                parts.fence.sent(sequence)
-                await call.write(node_pb2.NodeMessage(heartbeat=heartbeat))
-                beat_at = loop.time() + interval_s * (1.0 + _HEARTBEAT_JITTER * (2.0 * parts.chance() - 1.0))
             if parts.supervisor.changed.is_set() or loop.time() >= observed_at:
                 parts.supervisor.changed.clear()
                 observed = parts.supervisor.observed()
                 observed.engines.extend(await parts.inventory.engines())
-                await call.write(node_pb2.NodeMessage(observed=observed))
+                await self._say(call, observed=observed)
                 observed_at = loop.time() + _OBSERVED_EVERY_S
-            await self._pause(min(beat_at, observed_at) - loop.time())
-        await call.write(node_pb2.NodeMessage(goodbye=node_pb2.Goodbye(reason="the node agent was told to end")))
-        await call.done_writing()
+            await self._pause(observed_at - loop.time())
+        await self._say(call, goodbye=node_pb2.Goodbye(reason="the node agent was told to end"))
+        async with self._writing:
+            self._has_said_all = True
+            await call.done_writing()
         with contextlib.suppress(TimeoutError, _Lapsed, grpc.RpcError):
             async with asyncio.timeout(_GOODBYE_DEADLINE_S / 2):
                 await call.code()
+
+    async def _say(self, call: Any, **body: Any) -> None:
+        async with self._writing:
+            if not self._has_said_all:
+                await call.write(node_pb2.NodeMessage(**body))
 
     async def _pause(self, seconds: float) -> None:
         """Wait until something changed, we are to leave, or `seconds` have passed."""
@@ -358,13 +385,13 @@ class _Connection:
             for wait in waits:
                 wait.cancel()
 
-    async def _heartbeat(self, sequence: int) -> node_pb2.Heartbeat:
-        return node_pb2.Heartbeat(
-            sequence=sequence,
-            applied_generation=self._parts.supervisor.applied_generation,
-            devices=[reading_message(reading) for reading in await self._parts.devices.readings()],
-            disk_free_bytes=await asyncio.to_thread(disk_free_bytes, self._parts.facts.data_dir),
-        )
+    def _heartbeat(self, sequence: int, version: int) -> node_pb2.Heartbeat:
+        beat = node_pb2.Heartbeat(sequence=sequence, applied_generation=self._parts.supervisor.applied_generation)
+        if version < protocols.TELEMETRY_APART:
+            measured = self._parts.telemetry.latest
+            beat.devices.extend(reading_message(reading) for reading in measured.devices)
+            beat.disk_free_bytes = measured.disk_free_bytes
+        return beat
 
 
 async def _first_of(*works: Any) -> None:

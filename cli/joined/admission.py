@@ -21,7 +21,7 @@ from core.infra.credentials import Credentials
 from core.infra.grpc import secure_channel
 from core.infra.version import VERSION
 from core.joining import JoinLine, address
-from node_agent.session import PROTOCOL
+from core.protocols import SPOKEN
 from protos.slice.node.v1 import node_pb2, node_pb2_grpc
 
 _CONNECT_S = 10.0
@@ -105,8 +105,8 @@ async def admitted(line: JoinLine, host: Host, newcomer: Newcomer, now: datetime
 async def _joined(line: JoinLine, host: Host, newcomer: Newcomer, csr_pem: str) -> node_pb2.JoinReply:
     controller = Identity(cluster_id=host.cluster_id, role=Role.CONTROLLER, name="0")
     asked = node_pb2.JoinRequest(
-        protocol_min=PROTOCOL,
-        protocol_max=PROTOCOL,
+        protocol_min=SPOKEN.oldest,
+        protocol_max=SPOKEN.newest,
         token_id=line.token_id,
         token_secret=line.secret,
         csr_pem=csr_pem,

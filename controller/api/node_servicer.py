@@ -17,8 +17,9 @@ from controller.api import callers, node_wire
 from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
-from controller.fleet.model import Refuse, ReplicaOrder
+from controller.fleet.model import Refuse, ReplicaOrder, Revoked
 from controller.fleet.service import Fleet, RefusedError
+from core import protocols
 from core.apikeys import engine_key
 from core.clock import Clock
 from core.errors import Failure
@@ -59,8 +60,10 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(fleet, session, context), name=f"read-{session.node_id}")
+                teller = group.create_task(_tell_revoked(parts, session), name=f"revoked-{session.node_id}")
                 await self._write(session, context)
                 reader.cancel()
+                teller.cancel()
         finally:
             unbind()
             fleet.closed(session)
@@ -162,6 +165,25 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
                 break
         return pb.LogReceipt()
 
+    async def SendTelemetry(self, _: AsyncIterator[pb.Telemetry], context: Any) -> pb.TelemetryReceipt:
+        """Keep what one node measures, until its session ends."""
+        try:
+            parts = self._stage.parts()
+            holder = callers.node_holder(context, parts.certificates)
+            while (message := await _next(context)) is not END:
+                node_id = NodeId(node_wire.text(message.node_id, 80))
+                if holder is not None and (
+                    holder.identity.name != node_id or parts.certificates.is_revoked(holder.serial)
+                ):
+                    raise Failure(
+                        "node.certificate_invalid", f"readings of {node_id} come by no certificate of its own"
+                    )
+                if not parts.fleet.measure(node_id, message.session_epoch, node_wire.telemetry(message)):
+                    break
+        except Failure as failure:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{failure.code}: {failure.message}")
+        return pb.TelemetryReceipt()
+
 
 _FATAL = frozenset({"request.invalid_field", "node.certificate_invalid", "node.csr_refused"})
 """Dialling again cannot cure these."""
@@ -179,6 +201,14 @@ def _own_identity(parts: Parts, csr_pem: str) -> Identity:
             hint="it says hello first; a node of another machine asks with the certificate that it has",
         )
     return asked
+
+
+async def _tell_revoked(parts: Parts, session: fleets.Session) -> None:
+    """Tell a node which certificates its data plane must not trust any more, for as long as its session lasts."""
+    told: frozenset[str] | None = None
+    while session.state.protocol >= protocols.REVOCATIONS:
+        told = await parts.certificates.next_revoked(told)
+        session.send(Revoked(serials=told))
 
 
 def _nothing() -> None:

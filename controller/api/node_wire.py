@@ -32,8 +32,10 @@ from controller.fleet.model import (
     NodeMessage,
     Refuse,
     ReplicaOrder,
+    Revoked,
     Welcome,
 )
+from controller.fleet.session import Telemetry
 from core.devices import DeviceKind, DeviceReading
 from core.errors import Failure
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
@@ -120,6 +122,15 @@ def node_message(node_id: NodeId, message: pb.NodeMessage) -> NodeMessage | None
     if kind == "hello":
         raise _invalid("a session has one hello")
     return None
+
+
+def telemetry(message: pb.Telemetry) -> Telemetry:
+    """Return what a node measures.
+
+    Raises:
+        Failure: `request.invalid_field`.
+    """
+    return Telemetry(devices=_devices(message.devices), disk_free_bytes=_size(message.disk_free_bytes))
 
 
 def observation(node_id: NodeId, message: pb.Observed) -> Observation:
@@ -348,6 +359,8 @@ def render(message: ControllerMessage, key_of: Callable[[ReplicaOrder], str]) ->
                 lease_ms=message.lease_ms,
                 fence_ms=message.fence_ms,
                 redial_ms=message.redial_ms,
+                protocol=message.protocol,
+                telemetry_ms=message.telemetry_ms,
             )
         )
     if isinstance(message, Ack):
@@ -364,6 +377,8 @@ def render(message: ControllerMessage, key_of: Callable[[ReplicaOrder], str]) ->
                 cancel=message.is_cancel,
             )
         )
+    if isinstance(message, Revoked):
+        return pb.ControllerMessage(revoked=pb.Revoked(serials=sorted(message.serials)))
     return pb.ControllerMessage(reject=reject(message))
 
 

@@ -5,12 +5,13 @@ It decides nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import grpc
 
 from controller.api.stage import END, Stage
+from controller.identity.certificates import Certificates
 from controller.routes.model import DoorReport, PublishedTable, Route
 from controller.routes.service import Routes
 from core.errors import Failure
@@ -32,11 +33,13 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
         self._stage = stage
         self._log = log
         self._rendered = pb.RouteTable()
+        self._rendered_revoked: frozenset[str] = frozenset()
 
     async def Watch(self, _: AsyncIterator[pb.DoorReport], context: Any) -> None:
         """Serve one door until its stream ends."""
         try:
-            routes = self._stage.parts().routes
+            parts = self._stage.parts()
+            routes = parts.routes
         except Failure as failure:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{failure.code}: {failure.message}")
             return
@@ -50,7 +53,9 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
         self._log.info("door_watch", door=report.door_id, applied_version=report.applied_version)
         try:
             async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(routes, context), name=f"write-{report.door_id}")
+                writer = group.create_task(
+                    self._write(routes, parts.certificates, context), name=f"write-{report.door_id}"
+                )
                 await _read(routes, report.door_id, context)
                 writer.cancel()
         finally:
@@ -75,15 +80,18 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
             authority_pem=authority.certificate_pem,
         )
 
-    async def _write(self, routes: Routes, context: Any) -> None:
+    async def _write(self, routes: Routes, certificates: Certificates, context: Any) -> None:
+        """Send each new table, and the newest one again when a certificate was revoked."""
         version = -1
         while True:
             table = await routes.next_after(version)
-            version = table.version
-            if self._rendered.version != version:
-                self._rendered = rendered(table)
+            version, revoked = table.version, certificates.revoked
+            if (self._rendered.version, self._rendered_revoked) != (version, revoked):
+                self._rendered, self._rendered_revoked = rendered(table, revoked), revoked
             async with asyncio.timeout(WRITE_DEADLINE_S):
                 await context.write(self._rendered)
+            if await _is_first(certificates.next_revoked(revoked), routes.next_after(version)):
+                version = -1
 
 
 async def _first_report(context: Any) -> DoorReport | None:
@@ -109,8 +117,19 @@ def _report(message: pb.DoorReport, door_id: str) -> DoorReport:
     )
 
 
-def rendered(published: PublishedTable) -> pb.RouteTable:
-    """Return a published table as protobuf."""
+async def _is_first(one: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object]) -> bool:
+    """Wait until one of two has returned; return whether it was the first of them."""
+    waits = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return waits[0].done()
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def rendered(published: PublishedTable, revoked: frozenset[str] = frozenset()) -> pb.RouteTable:
+    """Return a published table as protobuf, with the certificates that no data plane must show any more."""
     return pb.RouteTable(
         version=published.version,
         routes=[_route(route) for route in published.table.routes],
@@ -124,6 +143,7 @@ def rendered(published: PublishedTable) -> pb.RouteTable:
             )
             for key in published.table.keys
         ],
+        revoked_serials=sorted(revoked),
     )
 
 

@@ -320,6 +320,7 @@ def node(row: NodeRow, seen: Seen, certificate_expires_at: datetime | None = Non
         "certificate_expires_at": instant(certificate_expires_at),
         "last_seen_s_ago": round(now.silent_s, 1) if now.is_heard else None,
         "agent_version": row.agent_version,
+        "protocol": now.protocol,
         "hostname": row.hostname,
         "system": row.system,
         "machine": row.machine,
@@ -328,6 +329,7 @@ def node(row: NodeRow, seen: Seen, certificate_expires_at: datetime | None = Non
         "disk_total_bytes": row.disk_total_bytes,
         "disk_free_bytes": now.disk_free_bytes,
         "labels": dict(row.labels),
+        "measured_s_ago": round(now.measured_s, 1) if now.measured_s is not None else None,
         "devices": [
             {
                 "id": device.device_id,

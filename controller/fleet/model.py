@@ -52,7 +52,7 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """A node is alive; `sequence` grows by one within a session."""
+    """A node is alive; `sequence` grows by one within a session. From protocol 2 on it carries no readings."""
 
     sequence: int
     applied_generation: int
@@ -79,6 +79,8 @@ class Welcome:
     heartbeat_ms: int
     lease_ms: int
     fence_ms: int
+    protocol: int = 1
+    telemetry_ms: int = 0
     redial_ms: int = 0
     """When this controller has ended, nodes come to the next one spread over so long."""
 
@@ -184,7 +186,14 @@ class LogAsk:
     is_cancel: bool = False
 
 
-ControllerMessage = Welcome | Ack | Refuse | DesiredSet | LogAsk
+@dataclass(frozen=True, kw_only=True)
+class Revoked:
+    """The certificates that a node's data plane must not trust any more: all of them, each time."""
+
+    serials: frozenset[str]
+
+
+ControllerMessage = Welcome | Ack | Refuse | DesiredSet | LogAsk | Revoked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +260,8 @@ class NodeNow:
     `is_heard` says whether it was heard of since this controller began; `observed_version` grows with each
     observation that differs in more than progress and memory; `sent_generation` is 0 when this session was sent none.
     The replicas of one that `is_held` are not placed anew though it is lost (`controller.fleet.brake`); `returned_s`
-    are the seconds since it came back from being lost; `rivals` counts other machines that came by its name.
+    are the seconds since it came back from being lost; `rivals` counts other machines that came by its name;
+    `measured_s` is the age of what `devices` and `disk_free_bytes` say, None while this reign has heard no readings.
     """
 
     node_id: NodeId
@@ -273,3 +283,5 @@ class NodeNow:
     is_flapping: bool = False
     returned_s: float | None = None
     rivals: int = 0
+    measured_s: float | None = None
+    protocol: int | None = None

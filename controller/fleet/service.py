@@ -46,10 +46,10 @@ OUTBOX_MAX = 1000
 class Session:
     """One accepted stream of one node: its protocol state and what is to be sent."""
 
-    def __init__(self, node_id: NodeId, epoch: int) -> None:
+    def __init__(self, node_id: NodeId, epoch: int, version: int) -> None:
         self.node_id = node_id
         self.epoch = epoch
-        self.state = protocol.SessionState()
+        self.state = protocol.SessionState(protocol=version)
         self.is_closed = False
         self._queue: deque[ControllerMessage] = deque()
         self._desired: DesiredSet | None = None
@@ -98,6 +98,7 @@ class _Entry:
     session: Session | None = None
     devices: tuple[DeviceReading, ...] = ()
     disk_free_bytes: int = 0
+    measured_at: float | None = None
     applied_generation: int = 0
     sent_generation: int = 0
     observation: Observation | None = None
@@ -191,10 +192,10 @@ class Fleet:
                 entry.session.close(
                     Refuse(code="node.stale_sequence", message="a newer session of this node has begun")
                 )
-        session = Session(hello.node_id, row.session_epoch)
+        session = Session(hello.node_id, row.session_epoch, protocol.agreed_protocol(hello))
         entry.row, entry.session, entry.sent_generation = row, session, 0
-        entry.devices = hello.inventory.devices
-        entry.disk_free_bytes = hello.inventory.disk_free_bytes
+        facts = hello.inventory
+        self._measured(entry, protocol.Telemetry(devices=facts.devices, disk_free_bytes=facts.disk_free_bytes))
         entry.applied_generation = hello.observation.applied_generation
         self._observe(entry, hello.observation, is_forced=True)
         session.send(
@@ -205,6 +206,8 @@ class Fleet:
                 lease_ms=int(self.timers.lost_s * 1000),
                 fence_ms=round(self.timers.fence_s * 1000),
                 redial_ms=round(self.timers.grace_s(len(self._entries)) * 1000),
+                protocol=session.state.protocol,
+                telemetry_ms=int(self.timers.heartbeat_s * 1000),
             )
         )
         self._wakeups.wake("node_hello")
@@ -236,10 +239,26 @@ class Fleet:
             if isinstance(effect, Ack | Refuse):
                 session.send(effect)
             elif isinstance(effect, protocol.Telemetry):
-                entry.devices, entry.disk_free_bytes = effect.devices, effect.disk_free_bytes
-                entry.applied_generation = max(entry.applied_generation, effect.applied_generation)
+                self._measured(entry, effect)
+            elif isinstance(effect, protocol.Applied):
+                entry.applied_generation = max(entry.applied_generation, effect.generation)
             elif isinstance(effect, protocol.Observe):
                 self._observe(entry, effect.observation)
+
+    def measure(self, node_id: NodeId, session_epoch: int, readings: protocol.Telemetry) -> bool:
+        """Keep what a node measures; False when the session that it belongs to has ended.
+
+        No sign of life: that are heartbeats and reports alone.
+        """
+        session, entry = self.session_of(node_id), self._entries.get(node_id)
+        if entry is None or session is None or session.epoch != session_epoch:
+            return False
+        self._measured(entry, readings)
+        return True
+
+    def _measured(self, entry: _Entry, readings: protocol.Telemetry) -> None:
+        entry.devices, entry.disk_free_bytes = readings.devices, readings.disk_free_bytes
+        entry.measured_at = self._clock.monotonic()
 
     def closed(self, session: Session) -> None:
         """Note that a stream has ended; it says nothing about the node, whose lease runs on."""
@@ -335,6 +354,8 @@ class Fleet:
             is_flapping=leases.is_flapping(node_id, now),
             returned_s=leases.returned_s(node_id, now),
             rivals=entry.rivals,
+            measured_s=None if entry.measured_at is None else now - entry.measured_at,
+            protocol=session.state.protocol if session is not None else None,
         )
 
     def send_desired(self, node_id: NodeId, session_epoch: int, desired: DesiredSet) -> None:

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 
 from controller.exchange import Observation
 from controller.fleet.model import Ack, Goodbye, Heartbeat, Hello, NodeMessage, NodeRow, Refuse
+from core import protocols
 from core.devices import DeviceReading
 from core.errors import Failure
+from core.protocols import SPOKEN, Span
 
 CONFLICT = "node.identity_conflict"
-PROTOCOL = 1
-"""The one version of slice.node.v1 that this release speaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionState:
-    """What a session remembers: the last heartbeat's number, and whether the node has said goodbye."""
+    """What a session remembers: its protocol, the last heartbeat's number, whether the node has said goodbye."""
 
+    protocol: int = SPOKEN.newest
     last_sequence: int = 0
     has_left: bool = False
 
@@ -29,7 +30,13 @@ class Telemetry:
 
     devices: tuple[DeviceReading, ...]
     disk_free_bytes: int
-    applied_generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """Effect: the node has applied this generation."""
+
+    generation: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +62,14 @@ class Living:
     is_heard: bool
 
 
-Effect = Ack | Telemetry | Observe | Leave | Refuse
+Effect = Ack | Telemetry | Applied | Observe | Leave | Refuse
 
 
 def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple[Effect, ...]]:
     """Return the session's next state and what is to be done.
 
-    A heartbeat whose number does not grow comes from a stream that was replaced: the session is refused.
+    A heartbeat whose number does not grow comes from a stream that was replaced: the session is refused. Readings in
+    it count where they have no channel of their own: in protocol 1.
     """
     if isinstance(message, Heartbeat):
         if message.sequence <= state.last_sequence:
@@ -71,13 +79,12 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
                 hint="dial again",
             )
             return state, (refusal,)
-        telemetry = Telemetry(
-            devices=message.devices,
-            disk_free_bytes=message.disk_free_bytes,
-            applied_generation=message.applied_generation,
-        )
-        heard = SessionState(last_sequence=message.sequence, has_left=state.has_left)
-        return heard, (telemetry, Ack(sequence=message.sequence))
+        heard = replace(state, last_sequence=message.sequence)
+        effects: tuple[Effect, ...] = Applied(generation=message.applied_generation), Ack(sequence=message.sequence)
+        if state.protocol < protocols.TELEMETRY_APART:
+            readings = Telemetry(devices=message.devices, disk_free_bytes=message.disk_free_bytes)
+            effects = readings, *effects
+        return heard, effects
     if isinstance(message, Goodbye):
         return replace(state, has_left=True), (Leave(reason=message.reason),)
     return state, (Observe(observation=message),)
@@ -85,22 +92,23 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
 
 def protocol_fault(protocol_min: int, protocol_max: int) -> Failure | None:
     """Return why a node agent that speaks these protocols cannot be talked to, or None when it can."""
-    if protocol_min <= PROTOCOL <= protocol_max:
-        return None
-    return Failure(
-        "node.protocol_too_old",
-        f"this controller speaks protocol {PROTOCOL}, the node agent {protocol_min} to {protocol_max}",
-        hint="install the same release on both",
-    )
+    return protocols.fault(controller=SPOKEN, node=Span(oldest=protocol_min, newest=protocol_max))
+
+
+def agreed_protocol(hello: Hello) -> int:
+    """Return the version of the session that an admitted `hello` begins."""
+    version = protocols.agreed(SPOKEN, Span(oldest=hello.protocol_min, newest=hello.protocol_max))
+    assert version is not None, "admitted before"
+    return version
 
 
 def admission(hello: Hello, *, leader_epoch: int, living: Living | None) -> Refuse | None:
     """Return why `hello` may not begin a session, or None when it may.
 
-    `living` is the session that this node id has now and that still lives, if any. 1. Another release. 2. Another
-    machine by the same identity: refused for good. 3. The same machine after another boot, while the first is heard: a
-    cloned virtual machine, or one that came back faster than its silence was noticed; it is told to ask again when the
-    first, if it is gone, is no longer heard. 4. A newer leader has been seen.
+    `living` is the session that this node id has now and that still lives, if any. 1. A release too far away.
+    2. Another machine by the same identity: refused for good. 3. The same machine after another boot, while the first
+    is heard: a cloned virtual machine, or one that came back faster than its silence was noticed; it is told to ask
+    again when the first, if it is gone, is no longer heard. 4. A newer leader has been seen.
     """
     fault = protocol_fault(hello.protocol_min, hello.protocol_max)
     if fault is not None:

@@ -14,8 +14,10 @@ from core.clock import Clock
 from core.errors import Failure
 from core.identities import Identity, Role
 from core.infra import certificates, postgres
-from core.infra.certificates import Issued
+from core.infra.certificates import LIFETIME, Issued
 
+REMEMBERED_S = LIFETIME.total_seconds() + 3600.0
+"""A revoked certificate is dead by itself after so long."""
 ASKED_PER_HOUR = 30
 """Certificates of one holder: each is a signature and a row. One is renewed twice a day."""
 
@@ -28,7 +30,8 @@ class Certificates:
     ) -> None:
         self._database = database
         self._clock = clock
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: dict[str, float] = {}
+        self._changed = asyncio.Event()
         self._brake = Brake(limit=ASKED_PER_HOUR, window_s=3600.0)
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         self.authority = authority
@@ -95,19 +98,35 @@ class Certificates:
         return await store.revoke(connection, role.value, name)
 
     def forbid(self, serials: frozenset[str]) -> None:
-        """Refuse `serials` from now on and end what they began."""
-        self._forbid(self._revoked | serials)
+        """Refuse `serials` from now on, end what they began, and let the data planes know."""
+        self._forbid(serials)
 
-    def _forbid(self, revoked: frozenset[str]) -> None:
-        news = revoked - self._revoked
-        self._revoked = revoked
+    def _forbid(self, serials: frozenset[str]) -> None:
+        now = self._clock.monotonic()
+        news = serials - self._revoked.keys()
+        living = {serial: at for serial, at in self._revoked.items() if now - at < REMEMBERED_S}
+        self._revoked = {**living, **dict.fromkeys(news, now)}
         for serial in news:
             for end in tuple(self._watchers.get(serial, ())):
                 end()
+        if news:
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     def is_revoked(self, serial: str) -> bool:
         """Return whether a certificate must not be trusted any more."""
         return serial in self._revoked
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The serials that must not be trusted any more and may be valid otherwise."""
+        return frozenset(self._revoked)
+
+    async def next_revoked(self, told: frozenset[str] | None) -> frozenset[str]:
+        """Return the revoked serials once there are others than those that were `told`; None: at once."""
+        while told is not None and self.revoked <= told:
+            await self._changed.wait()
+        return self.revoked
 
     def watch(self, serial: str, end: Callable[[], None]) -> Callable[[], None]:
         """Have `end` called when `serial` is revoked; call what returns when that is no longer of interest."""

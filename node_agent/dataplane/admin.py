@@ -100,6 +100,14 @@ class Admin:
         commands = [f"set map {LEASE} {key} {at}" for key, at in ((LEASE_FROM, from_ms), (LEASE_UNTIL, until_ms))]
         await self._silent("; ".join(commands))
 
+    async def end_exchanges(self, server: str) -> None:
+        """Cut whatever goes on with `server` (BACKEND/SERVER).
+
+        Raises:
+            AdminError: it could not.
+        """
+        await self._silent(f"shutdown sessions server {server}")
+
     async def set_identity(self, pem: str) -> None:
         """Show `pem` (certificate and key) to callers from now on; connections that are open stay.
 

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IDENTITY, AUTHORITY = "identity.pem", "authority.pem"
-ROUTES, PATHS, LEASE = "routes.map", "paths.map", "lease.map"
+ROUTES, PATHS, LEASE, REVOKED = "routes.map", "paths.map", "lease.map", "revoked.map"
+FILES_SERVER = "files/files"
+"""Backend and server through which every file goes to other nodes."""
 LEASE_FROM, LEASE_UNTIL = "from", "until"
 FAULT = "x-slice-fault"
 """The header of every answer that is the plane's and not the engine's; its value is one of `Fault`'s words."""
+
+
+_IS_REVOKED = f"ssl_c_serial,hex,map_str_int({REVOKED},0) -m int 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +44,10 @@ class Limits:
 def configuration(*, host: str, port: int, admin_socket: Path, files_socket: Path, limits: Limits) -> str:
     """Return the text of `haproxy.cfg`.
 
-    A request passes when, in this order: 1. the cluster's authority signed the caller's certificate (TLS itself);
-    2. it is a node's and asks `GET /slice/files/<sha256>`, or a door's and asks for an engine; 3. of an engine: this
-    node's lease has not run out; 4. the named spawn of the replica is the present one; 5. the path is allowed.
+    A request passes when, in this order: 1. the cluster's authority signed the caller's certificate (TLS itself), and
+    it is not revoked; 2. it is a node's and asks `GET /slice/files/<sha256>`, or a door's and asks for an engine; 3. of
+    an engine: this node's lease has not run out; 4. the named spawn of the replica is the present one; 5. the path is
+    allowed.
     """
     return "\n".join(
         [
@@ -110,6 +116,9 @@ def _frontend(host: str, port: int, limits: Limits) -> list[str]:
         f"    clitcpka-idle {third}s",
         f"    clitcpka-intvl {third}s",
         "    clitcpka-cnt 2",
+        # The first closes a new connection, the second refuses the next request on one that was there before.
+        f"    tcp-request session reject if {{ {_IS_REVOKED} }}",
+        f"    http-request return status 403 hdr {FAULT} revoked if {{ {_IS_REVOKED} }}",
         "    acl is_door ssl_c_s_dn(OU) -m str door",
         "    acl is_node ssl_c_s_dn(OU) -m str node",
         "    acl is_file path -m reg ^/slice/files/[0-9a-f]{64}$",

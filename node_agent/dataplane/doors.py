@@ -39,6 +39,11 @@ class Doors:
         if self._plane is not None:
             self._plane.renewed()
 
+    def revoke(self, serials: Iterable[str]) -> None:
+        """Let exactly these certificates be refused, though they are signed and in date."""
+        if self._plane is not None:
+            self._plane.revoke(serials)
+
     def _leased(self, seconds: float) -> None:
         if self._plane is not None:
             self._plane.leased_until(seconds)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from adapters.contract import OPENAI_PATHS, Adapter, Settings
 
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
 _KEY = re.compile(r"[A-Za-z0-9][!-~]*")  # what HAProxy's map files hold: no blank, no '#' at its beginning
 
 MapLine = tuple[str, int]
@@ -43,6 +44,11 @@ def routes(entries: Iterable[PlaneEntry]) -> tuple[MapLine, ...]:
 def allowed(entries: Iterable[PlaneEntry]) -> tuple[MapLine, ...]:
     """Return the map of the paths that each spawn answers: its key is the spawn's with the path behind it."""
     return _sorted((entry.spawn + path, 1) for entry in entries for path in entry.paths if path.startswith("/"))
+
+
+def revoked(serials: Iterable[str]) -> tuple[MapLine, ...]:
+    """Return the map of revoked certificates: its key is the serial as HAProxy's `hex` writes it, in whole bytes."""
+    return _sorted((f"0{serial}"[len(serial) % 2 == 0 :].upper(), 1) for serial in serials if _SERIAL.fullmatch(serial))
 
 
 def _sorted(lines: Iterable[MapLine]) -> tuple[MapLine, ...]:

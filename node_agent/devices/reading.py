@@ -1,6 +1,6 @@
 """All devices of the node, read off the event loop and under a deadline.
 
-Comes in: the `devices` setting. Goes out: readings. Called by `node_agent.session` (heartbeats), `node_agent.inventory`
+Comes in: the `devices` setting. Goes out: readings. Called by `node_agent.telemetry`, `node_agent.inventory`
 and `node_agent.runner` (memory). A driver that hangs costs its own devices only, never the loop nor the process's end.
 """
 
@@ -96,11 +96,14 @@ class Devices:
         self._lanes = [Lane(source) for source in sources]
         self._log = log
         self._broken: set[str] = set()
+        self.latest: tuple[DeviceReading, ...] = ()
+        """What `readings` returned last, for whoever must not wait."""
 
     async def readings(self) -> tuple[DeviceReading, ...]:
         """Return every device that answers within 5 s; of two with one id the later source's counts."""
         found = await asyncio.gather(*(self._read(lane) for lane in self._lanes))
-        return tuple({reading.device_id: reading for readings in found for reading in readings}.values())
+        self.latest = tuple({reading.device_id: reading for readings in found for reading in readings}.values())
+        return self.latest
 
     async def memory_of(self, pids: frozenset[int]) -> int:
         """Return the bytes these processes hold on GPUs."""

@@ -38,6 +38,8 @@ class PlayedNode:
         self.logs: list[node.LogRequest] = []
         self.reject: node.Reject | None = None
         self.ack: node.HelloAck | None = None
+        self.protocol = (1, 1)  # the release before, unless a test says otherwise
+        self.revoked: list[frozenset[str]] = []
         self.is_beating = True
         self.max_epoch = 0
         self.plane = ("", 0)
@@ -85,8 +87,8 @@ class PlayedNode:
 
     def hello(self) -> node.Hello:
         return node.Hello(
-            protocol_min=1,
-            protocol_max=1,
+            protocol_min=self.protocol[0],
+            protocol_max=self.protocol[1],
             node_id=self.node_id,
             node_name=self.name,
             machine_id=self.machine_id,
@@ -184,6 +186,8 @@ class PlayedNode:
         if kind == "desired":
             self.desired.append(message.desired)
             await self._obey(message.desired)
+        elif kind == "revoked":
+            self.revoked.append(frozenset(message.revoked.serials))
         elif kind == "hello_ack":
             self.ack = message.hello_ack
         elif kind == "heartbeat_ack":

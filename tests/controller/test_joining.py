@@ -164,7 +164,7 @@ def _weak_request() -> str:
         ({"csr_pem": _weak_request()}, "node.csr_refused"),
         ({"csr_pem": "x" * 20_000}, "node.csr_refused"),
         ({"csr_pem": ""}, "node.csr_refused"),
-        ({"protocol_min": 2, "protocol_max": 3}, "node.protocol_too_old"),
+        ({"protocol_min": 3, "protocol_max": 4}, "node.protocol_too_new"),
         ({"protocol_min": 0, "protocol_max": 0}, "node.protocol_too_old"),
         ({"node_name": "../etc"}, "request.invalid_name"),
         ({"node_id": "nod far"}, "request.invalid_field"),

@@ -95,9 +95,10 @@ class RoutesServer(routes_pb2_grpc.RoutesServicer):
         self.table = routes_pb2.RouteTable()
         self.changed = asyncio.Event()
         self.streams = 0
+        self.revoked: list[str] = []
 
     def push(self, *routes: routes_pb2.Route, keys: list[routes_pb2.KeyEntry] | None = None) -> int:
-        table = routes_pb2.RouteTable(version=self.table.version + 1, routes=routes)
+        table = routes_pb2.RouteTable(version=self.table.version + 1, routes=routes, revoked_serials=self.revoked)
         table.keys.extend([key_entry()] if keys is None else keys)
         self.table = table
         self.changed.set()

@@ -405,3 +405,28 @@ async def test_a_real_llamacpp_streams_through_the_plane_and_stops_when_its_clie
         metrics = (await asyncio.to_thread(engine.request, "GET", "/metrics")).text
         (made,) = (line for line in metrics.splitlines() if line.startswith("llamacpp:tokens_predicted_total "))
         assert float(made.split()[1]) < 3000  # of the 4000 that were asked for
+
+
+async def test_a_plane_that_shows_a_revoked_certificate_gets_no_request_and_no_resting_connection_stays(
+    served: Far, engine: ScriptedEngine
+) -> None:
+    """Somebody with a stolen certificate at the plane's address: the name is right, the signature is."""
+    shown = certificates.holder_of((served.site.root / "tls" / "certificate.pem").read_text()).serial
+    count = len(engine.exchanges)
+    served.controller.revoked = [shown]
+    await served.route(served.target(engine))
+    with pytest.raises(openai.APIStatusError) as refused:
+        await served.ask()
+    assert refused.value.status_code >= 500
+    assert len(engine.exchanges) == count
+    # The same node with its next certificate is trusted.
+    served.site.papers.equip(served.site.root / "tls")
+    served.plane.renewed()
+
+    async def is_served() -> bool:
+        try:
+            return bool((await served.ask()).choices)
+        except openai.APIStatusError:
+            return False
+
+    await until_async(is_served, 20, "an answer under the next certificate")

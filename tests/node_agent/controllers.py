@@ -15,7 +15,10 @@ TOKEN = "node-token"
 
 
 class Controller(node_pb2_grpc.NodeControlServicer):
-    """One controller for one node; `acks` off makes it deaf."""
+    """One controller for one node, by default one of the release before; `acks` off makes it deaf.
+
+    `reads_telemetry` off lets its line fill up; `peers` are who called which method last.
+    """
 
     def __init__(self) -> None:
         self.hellos: list[node_pb2.Hello] = []
@@ -29,12 +32,19 @@ class Controller(node_pb2_grpc.NodeControlServicer):
         self.heartbeat_ms = 200
         self.lease_ms = 1500
         self.fence_ms = 0
+        self.protocol = 0
+        self.telemetry_ms = 50
+        self.telemetry: list[node_pb2.Telemetry] = []
+        self.peers: dict[str, str] = {}
+        self.reads_telemetry = True
         self.reject: node_pb2.Reject | None = None
         self.desired: node_pb2.Desired | None = None
         self._links: set[Any] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def Session(self, requests: AsyncIterator[node_pb2.NodeMessage], context: Any) -> None:
         lock = asyncio.Lock()
+        self.peers["Session"] = context.peer()
 
         async def send(**body: Any) -> None:
             async with lock:
@@ -63,6 +73,8 @@ class Controller(node_pb2_grpc.NodeControlServicer):
                         heartbeat_ms=self.heartbeat_ms,
                         lease_ms=self.lease_ms,
                         fence_ms=self.fence_ms,
+                        protocol=self.protocol,
+                        telemetry_ms=self.telemetry_ms if self.protocol else 0,
                     )
                 )
                 if self.desired is not None:
@@ -80,6 +92,26 @@ class Controller(node_pb2_grpc.NodeControlServicer):
         async for chunk in requests:
             self.log_chunks.append(chunk)
         return node_pb2.LogReceipt()
+
+    async def SendTelemetry(
+        self, requests: AsyncIterator[node_pb2.Telemetry], context: Any
+    ) -> node_pb2.TelemetryReceipt:
+        self.peers["SendTelemetry"] = context.peer()
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        async for message in requests:
+            self.telemetry.append(message)
+            if not self.reads_telemetry:
+                await asyncio.Event().wait()
+        return node_pb2.TelemetryReceipt()
+
+    async def cut_telemetry(self) -> None:
+        """Break every call that brings readings."""
+        calls, self._calls = self._calls, set()
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
 
     async def tell(self, **body: Any) -> None:
         """Send a message on every stream."""
@@ -103,11 +135,13 @@ class Controller(node_pb2_grpc.NodeControlServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(socket_path: Path, controller: Controller) -> AsyncIterator[Controller]:
-    """Serve `controller` on a unix socket, behind the same gate as the real one."""
+async def serving(socket_path: Path, controller: Controller, *, address: str = "") -> AsyncIterator[Controller]:
+    """Serve `controller` on a unix socket, and at `address` if there is one, behind the same gate as the real one."""
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[BearerGate({"slice.node.v1.NodeControl": TOKEN})])
     node_pb2_grpc.add_NodeControlServicer_to_server(controller, server)
     server.add_insecure_port(f"unix:{socket_path}")
+    if address:
+        server.add_insecure_port(address)
     await server.start()
     try:
         yield controller

@@ -54,13 +54,13 @@ class Node:
         }
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *, under: tuple[str, ...] = (), **changes: object) -> None:
-        """Start the node agent, by the program `under` if there is one, which must become it."""
+    async def start(self, *, under: tuple[str, ...] = (), cwd: Path | None = None, **changes: object) -> None:
+        """Start the node agent, by the program `under` if there is one, which must become it; of the tree `cwd`."""
         file = self.tmp_path / "config.json"
         file.write_text(json.dumps({**self.config, **changes}))
         with self.log.open("ab") as log:
             argv = (*under, sys.executable, "-m", "tests.node_agent.run_agent", str(file))
-            self.process = await asyncio.create_subprocess_exec(*argv, stderr=log, env={**os.environ})
+            self.process = await asyncio.create_subprocess_exec(*argv, stderr=log, env={**os.environ}, cwd=cwd)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None

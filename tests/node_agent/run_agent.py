@@ -9,6 +9,7 @@ from pathlib import Path
 from core.infra.clock import SystemClock
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
+from core.protocols import Span
 from node_agent import agent, replica
 from node_agent.files.origins import SourceOrigins
 
@@ -22,6 +23,9 @@ def main() -> None:
         if name in values:
             values[name] = Path(values[name])
     policy = replica.RestartPolicy(**values.pop("restart_policy", {}))
+    if "protocols" in values:
+        oldest, newest = values.pop("protocols")
+        values["protocols"] = Span(oldest=oldest, newest=newest)
     plane = values.pop("plane", None)
     if plane is not None:
         paths = {key: Path(plane[key]) for key in ("tls_dir", "files_socket")}

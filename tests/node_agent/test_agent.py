@@ -61,7 +61,7 @@ async def test_the_hello_says_who_and_what_the_node_is(node: Node, controller: C
     await node.start()
     (hello,) = await trees.until(lambda: controller.hellos)
     assert hello.node_id.startswith("nod_")
-    assert (hello.node_name, hello.labels["rack"], hello.protocol_max) == ("box", "a", 1)
+    assert (hello.node_name, hello.labels["rack"], hello.protocol_min, hello.protocol_max) == ("box", "a", 1, 2)
     assert {"container.program", "container.fault"} & set(hello.labels)
     assert [device.device_id for device in hello.inventory.devices] == ["cpu"]
     assert hello.inventory.devices[0].free_bytes > 0

@@ -57,7 +57,8 @@ class Peer:
     session: "Session"
     node_id: NodeId
     epoch: int
-    state: protocol.SessionState = field(default_factory=protocol.SessionState)
+    # The simulated node agents speak the first protocol: their heartbeats carry readings.
+    state: protocol.SessionState = field(default_factory=lambda: protocol.SessionState(protocol=1))
 
 
 @dataclass(kw_only=True)
@@ -215,7 +216,8 @@ class Controller(Process):
                 self._say(peer.session, stream, answer)
             elif isinstance(answer, protocol.Telemetry):
                 entry.devices = answer.devices
-                entry.applied = max(entry.applied, answer.applied_generation)
+            elif isinstance(answer, protocol.Applied):
+                entry.applied = max(entry.applied, answer.generation)
             elif isinstance(answer, protocol.Observe):
                 observed = answer.observation
                 entry.observation = observed

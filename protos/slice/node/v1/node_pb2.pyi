@@ -73,18 +73,20 @@ class NodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., observed: _Optional[_Union[Observed, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class ControllerMessage(_message.Message):
-    __slots__ = ("hello_ack", "heartbeat_ack", "desired", "log_request", "reject")
+    __slots__ = ("hello_ack", "heartbeat_ack", "desired", "log_request", "reject", "revoked")
     HELLO_ACK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_ACK_FIELD_NUMBER: _ClassVar[int]
     DESIRED_FIELD_NUMBER: _ClassVar[int]
     LOG_REQUEST_FIELD_NUMBER: _ClassVar[int]
     REJECT_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
     hello_ack: HelloAck
     heartbeat_ack: HeartbeatAck
     desired: Desired
     log_request: LogRequest
     reject: Reject
-    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., desired: _Optional[_Union[Desired, _Mapping]] = ..., log_request: _Optional[_Union[LogRequest, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ...) -> None: ...
+    revoked: Revoked
+    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., heartbeat_ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., desired: _Optional[_Union[Desired, _Mapping]] = ..., log_request: _Optional[_Union[LogRequest, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_min", "protocol_max", "node_id", "node_name", "machine_id", "boot_id", "agent_run_id", "agent_version", "max_leader_epoch_seen", "inventory", "observed", "labels", "plane_host", "plane_port")
@@ -243,6 +245,22 @@ class Heartbeat(_message.Message):
     disk_free_bytes: int
     def __init__(self, sequence: _Optional[int] = ..., applied_generation: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceReading, _Mapping]]] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
 
+class Telemetry(_message.Message):
+    __slots__ = ("node_id", "session_epoch", "devices", "disk_free_bytes")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    session_epoch: int
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceReading]
+    disk_free_bytes: int
+    def __init__(self, node_id: _Optional[str] = ..., session_epoch: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceReading, _Mapping]]] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
+
+class TelemetryReceipt(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Observed(_message.Message):
     __slots__ = ("applied_generation", "replicas", "files", "engines")
     APPLIED_GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -344,20 +362,24 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class HelloAck(_message.Message):
-    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms", "fence_ms", "redial_ms")
+    __slots__ = ("leader_epoch", "session_epoch", "heartbeat_ms", "lease_ms", "fence_ms", "protocol", "telemetry_ms", "redial_ms")
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SESSION_EPOCH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     FENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_MS_FIELD_NUMBER: _ClassVar[int]
     REDIAL_MS_FIELD_NUMBER: _ClassVar[int]
     leader_epoch: int
     session_epoch: int
     heartbeat_ms: int
     lease_ms: int
     fence_ms: int
+    protocol: int
+    telemetry_ms: int
     redial_ms: int
-    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., fence_ms: _Optional[int] = ..., redial_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, leader_epoch: _Optional[int] = ..., session_epoch: _Optional[int] = ..., heartbeat_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., fence_ms: _Optional[int] = ..., protocol: _Optional[int] = ..., telemetry_ms: _Optional[int] = ..., redial_ms: _Optional[int] = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
     __slots__ = ("sequence",)
@@ -460,6 +482,12 @@ class Peer(_message.Message):
     host: str
     port: int
     def __init__(self, node_id: _Optional[str] = ..., host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class Revoked(_message.Message):
+    __slots__ = ("serials",)
+    SERIALS_FIELD_NUMBER: _ClassVar[int]
+    serials: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, serials: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LogRequest(_message.Message):
     __slots__ = ("request_id", "replica_id", "tail_lines", "follow", "cancel")

@@ -124,6 +124,11 @@ class NodeControlStub:
                 request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogChunk.SerializeToString,
                 response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogReceipt.FromString,
                 _registered_method=True)
+        self.SendTelemetry = channel.stream_unary(
+                '/slice.node.v1.NodeControl/SendTelemetry',
+                request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.Telemetry.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.TelemetryReceipt.FromString,
+                _registered_method=True)
 
 
 class NodeControlServicer:
@@ -150,6 +155,13 @@ class NodeControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendTelemetry(self, request_iterator, context):
+        """What the devices of a node measure, for as long as its session lasts. From protocol 2 on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -167,6 +179,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.SendLog,
                     request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogChunk.FromString,
                     response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogReceipt.SerializeToString,
+            ),
+            'SendTelemetry': grpc.stream_unary_rpc_method_handler(
+                    servicer.SendTelemetry,
+                    request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.Telemetry.FromString,
+                    response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.TelemetryReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -250,6 +267,33 @@ class NodeControl:
             '/slice.node.v1.NodeControl/SendLog',
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogChunk.SerializeToString,
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendTelemetry(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/slice.node.v1.NodeControl/SendTelemetry',
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.Telemetry.SerializeToString,
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.TelemetryReceipt.FromString,
             options,
             channel_credentials,
             insecure,
