@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from gateway.pulse import ANSWER_S, SILENT_S, TRIES
 from tests.fakes.proxy import Proxy, Way, proxied
 from tests.gateway.conftest import target
 from tests.gateway.scripted import Exchange, ScriptedEngine, answering, chat_chunk
@@ -16,7 +17,10 @@ from tests.node_agent.planes import entry
 from tests.waiting import until_async
 
 IDLE_S = 5.0
-"""`idle_timeout_s` and `first_byte_timeout_s` of these doors."""
+"""`idle_timeout_s` and `first_byte_timeout_s` of most of these doors."""
+PATIENT = {"idle_timeout_s": 120.0, "first_byte_timeout_s": 180.0}
+"""What a door has unless it is told otherwise."""
+LONG_S = SILENT_S + TRIES * ANSWER_S + 2.0
 
 
 class BadLine:
@@ -39,8 +43,17 @@ class BadLine:
 
 
 @pytest.fixture
-async def bad(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[BadLine]:
-    async with far_away(tmp_path) as far, proxied(far.site.port) as proxy, ScriptedEngine(answering) as near:
+def door_values() -> dict[str, object]:
+    return {"idle_timeout_s": IDLE_S, "first_byte_timeout_s": IDLE_S}
+
+
+@pytest.fixture
+async def bad(tmp_path: Path, engine: ScriptedEngine, door_values: dict[str, object]) -> AsyncIterator[BadLine]:
+    async with (
+        far_away(tmp_path, **door_values) as far,
+        proxied(far.site.port) as proxy,
+        ScriptedEngine(answering) as near,
+    ):
         await far.publish(entry(engine.port))
         found = BadLine(far, proxy, engine, near)
         await found.route(with_near=False)
@@ -126,3 +139,35 @@ async def test_a_slow_line_loses_no_word(bad: BadLine) -> None:
     bad.proxy.delay(0.3)
     assert await bad.far.stream() == "Hello"
     await bad.answered(2)
+
+
+@pytest.mark.parametrize("door_values", [PATIENT], ids=["patient"])
+async def test_nobody_waits_for_a_machine_that_is_suspended_though_its_kernel_acknowledges(bad: BadLine) -> None:
+    bad.engine.script = holding
+    held = asyncio.ensure_future(words(bad, lambda: None))
+    asked = asyncio.ensure_future(bad.far.ask())
+
+    async def are_held() -> bool:
+        return len(bad.engine.exchanges) == 3  # the first was the fixture's
+
+    await until_async(are_held, 10, "two requests at the engine")
+    await bad.route(with_near=True)
+    bad.proxy.mute()
+    bad.proxy.hang()
+    async with asyncio.timeout(40):
+        text, code, took_s = await held
+        assert (text, code) == ("Hel", "engine_failed")
+        assert took_s > SILENT_S
+        assert (await asked).choices[0].message.content == "hello"
+    assert len(bad.near.exchanges) == 1
+
+
+@pytest.mark.parametrize("door_values", [PATIENT], ids=["patient"])
+async def test_an_engine_may_be_silent_for_long_on_a_machine_that_answers(bad: BadLine) -> None:
+    async def thinking(exchange: Exchange) -> None:
+        await asyncio.sleep(LONG_S)
+        await answering(exchange)
+
+    bad.engine.script = thinking
+    assert await bad.far.stream() == "Hello"
+    assert bad.proxy.accepted >= 3, "it was asked meanwhile"
