@@ -36,6 +36,7 @@ bench: $(STAMP_DEV)
 ROUNDS ?= 100
 soak: $(STAMP_DEV)
 	$(BIN)/python -m tests.soak --rounds $(ROUNDS)
+	SLICE_MANY=full $(BIN)/python -m pytest -q -rP tests/many/test_streams.py
 
 # Installs the engines that tests run on and makes their models (5 GB), once, outside the tree: tests/engine_models.py.
 engines: $(STAMP_DEV)

@@ -6,6 +6,7 @@ python -m bench plane      what a node's data plane adds; starts no cluster
 python -m bench engines    four engines at once; needs what `make engines` builds
 python -m bench copies     a model's file from node to node; needs no cluster
 python -m bench failover   machines lost under load; needs root and `ip netns`
+python -m bench streams    fifty streams while a machine is killed, cut off, suspended, rebooted, drained; likewise
 python -m bench controller the controller killed under load; likewise
 python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
@@ -15,7 +16,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import copies, engines, failover, latency, memory, plane, report, scenario, startup
+from bench import copies, engines, failover, latency, memory, plane, report, scenario, startup, streams
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -31,6 +32,9 @@ def main(chosen: list[str]) -> int:
         return 0
     if wanted == {"failover"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-failover", failover.losses()).read_text())
+        return 0
+    if wanted == {"streams"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-streams", streams.measured()).read_text())
         return 0
     if wanted == {"controller"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-controller", failover.controllers()).read_text())

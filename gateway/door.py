@@ -101,6 +101,7 @@ class Door:
         self._guard.eternal("watch", self._watch.run())
         self._guard.eternal("table-writer", self._write_tables())
         self._guard.eternal("papers", self._papers.run())
+        self._guard.eternal("pulse", self._pool.pulse.run())
 
     async def stop(self) -> None:
         """End the background tasks and close the resting connections."""

@@ -25,6 +25,7 @@ import httptools
 from core.clock import Clock
 from core.origins import Origin, address_fault
 from gateway.places import Address, Papers, Plane
+from gateway.pulse import ANSWER_S, Pulse
 
 HIGH_WATER_BYTES = 256 * 1024
 """Unread body at which a connection stops reading from the engine."""
@@ -81,6 +82,7 @@ class EngineConnection(asyncio.Protocol):
         self.place = place
         self.is_reused = False
         self.idle_since = 0.0
+        self.sent_at = self.heard_at = 0.0
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
         self._transport: asyncio.Transport | None = None
@@ -97,6 +99,7 @@ class EngineConnection(asyncio.Protocol):
         self._error: EngineDied | None = None
         self._keeps_alive = False
         self._is_spoiled = False
+        self._time = asyncio.get_running_loop().time
 
     # What asyncio calls.
 
@@ -116,6 +119,7 @@ class EngineConnection(asyncio.Protocol):
             self.abort()
             return
         self._has_byte = True
+        self.heard_at = self._time()
         if not self._has_head:
             self._head_bytes += len(data)
         try:
@@ -212,6 +216,7 @@ class EngineConnection(asyncio.Protocol):
         self._has_head = self._is_complete = self._has_byte = self._keeps_alive = self._is_framed = False
         self._head_bytes = self._unread_bytes = 0
         self._pieces.clear()
+        self.sent_at, self.heard_at = self._time(), 0.0
         self._transport.writelines([request.head(address), request.body])
 
     async def wait_head(self) -> None:
@@ -249,6 +254,11 @@ class EngineConnection(asyncio.Protocol):
         """Close at once, unsent bytes forgotten; the engine sees the connection go and stops generating."""
         if self._transport is not None:
             self._transport.abort()
+
+    def lose(self, reason: str) -> None:
+        """End the reply for want of a word from the other end."""
+        self._fail(reason)
+        self.abort()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -300,6 +310,7 @@ class EnginePool:
         self._papers = papers
         self._tls: ssl.SSLContext | None = None
         self._idle: dict[Address | Plane, deque[EngineConnection]] = {}
+        self.pulse = Pulse(self._answers, _loop_time)
 
     async def exchange(self, address: Address, request: Request) -> Reply:
         """Send `request` and return when the reply's head is here; cancelling it closes the connection.
@@ -324,6 +335,8 @@ class EnginePool:
 
     def give_back(self, connection: EngineConnection) -> None:
         """Pool `connection` when its exchange ended well, else close it."""
+        if isinstance(connection.place, Plane):
+            self.pulse.end(connection.place, connection)
         if not connection.may_rest:
             connection.abort()
             return
@@ -365,9 +378,13 @@ class EnginePool:
     async def _exchange_on(self, connection: EngineConnection, request: Request, address: Address) -> Reply:
         try:
             connection.send(request, address)
+            if address.plane is not None:
+                self.pulse.begin(address.plane, connection)
             await connection.wait_head()
         except BaseException:
             connection.abort()
+            if address.plane is not None:
+                self.pulse.end(address.plane, connection)
             raise
         return Reply(connection, self)
 
@@ -386,7 +403,16 @@ class EnginePool:
             raise EngineUnreachable(f"{address.host}:{address.port}") from error
         return connection
 
-    async def _connect_plane(self, plane: Plane) -> EngineConnection:
+    async def _answers(self, plane: Plane) -> bool:
+        """Return whether a data plane says anything to another connection, be it no."""
+        try:
+            connection = await self._connect_plane(plane, ANSWER_S)
+        except EngineUnreachable as error:
+            return not isinstance(error.__cause__, TimeoutError)
+        connection.abort()
+        return True
+
+    async def _connect_plane(self, plane: Plane, timeout_s: float = CONNECT_TIMEOUT_S) -> EngineConnection:
         """Connect to another machine's data plane, which must show its node's certificate, and one that is not revoked.
 
         A revoked one is somebody who took the plane's address over: routes lead to nobody who was forgotten.
@@ -395,7 +421,7 @@ class EnginePool:
             raise EngineUnreachable(f"{plane.host}:{plane.port}")
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 context = await self._papers.context()
                 transport, connection = await loop.create_connection(
                     lambda: EngineConnection(plane),
@@ -443,6 +469,10 @@ class EnginePool:
         if self._tls is None:
             self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads the system's authorities
         return self._tls
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _notice_silence(sock: socket.socket) -> None:

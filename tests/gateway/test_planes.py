@@ -96,12 +96,12 @@ class Far:
 
 
 @asynccontextmanager
-async def far_away(tmp_path: Path) -> AsyncIterator[Far]:
+async def far_away(tmp_path: Path, **door_values: object) -> AsyncIterator[Far]:
     async with a_site(tmp_path) as site:
         controller = Controller(site.papers)
         async with (
             serving_routes(tmp_path / "control.sock", controller),
-            running_door(door_config(tmp_path)) as door,
+            running_door(door_config(tmp_path, **door_values)) as door,
             site.agent() as plane,
         ):
             plane.leased_until(60)

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from tests.waiting import until_async
 ONE = hostname()
 """The name of the node on the controller's machine."""
 _ASKER = Path(__file__).with_name("asker.py")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_NOBODY = "02:00:00:00:00:99"
+"""A hardware address that no machine has: frames to it are gone, and nobody is told."""
 
 
 @dataclass
@@ -120,6 +124,36 @@ class Three:
         subprocess.run(["ip", "-n", self.hub, "link", "set", port, state], check=True)
         return time.monotonic()
 
+    def black_hole(self, name: str, other: str) -> float:
+        """Let all that machine `name` sends to `other` vanish, and nothing of the way back; return when."""
+        self._ip(name, "neigh", "replace", self.networks[other].address, "lladdr", _NOBODY, "nud", "permanent")
+        return time.monotonic()
+
+    def refill(self, name: str, other: str) -> float:
+        """End the black hole; return when."""
+        self._ip(name, "neigh", "del", self.networks[other].address)
+        return time.monotonic()
+
+    def forget_neighbours(self, name: str) -> None:
+        """End every black hole of a machine."""
+        self._ip(name, "neigh", "flush", "nud", "permanent")
+
+    def _ip(self, name: str, *words: str) -> None:
+        subprocess.run(["ip", "-n", self.networks[name].name, *words, "dev", "wire"], check=True)
+
+    async def reboot(self, name: str) -> float:
+        """Cut the power of a machine and start it again as its kernel's next boot would; return when it was cut."""
+        at = self.signal(name, signal.SIGKILL)
+        machine = self.machines[name]
+        file = machine.home / "boot_id"
+        file.write_text(f"{uuid.uuid4()}\n")
+        # `ip netns exec` gives each command a mount namespace of its own.
+        booted = ("sh", "-c", f'mount --bind "{file}" {_BOOT_ID} && exec "$@"', "sh")
+        place = self.networks[name]
+        self.machines[name] = replace(machine, command=(*place.prefix, *booted, *place.command[len(place.prefix) :]))
+        await self.machines[name].slice("up")
+        return at
+
     @contextlib.asynccontextmanager
     async def asking(self, model: str, *, clients: int, words: int = 20) -> AsyncIterator[Heard]:
         """Ask the door from `clients` clients without pause, and watch the cluster, for the length of the block."""
@@ -162,15 +196,20 @@ async def _read(lines: Any, heard: Heard) -> None:
         (heard.answers if said["event"] == "answer" else heard.changes).append(said)
 
 
-@contextlib.contextmanager
-def _resumed(three: Three) -> Iterator[None]:
-    """Let whatever a test stopped or cut go on, so that it can be ended."""
+@contextlib.asynccontextmanager
+async def _resumed(three: Three) -> AsyncIterator[None]:
+    """Let whatever a test stopped or cut go on, so that it can be ended; end what runs in a later boot."""
+    begun = dict(three.machines)
     try:
         yield
     finally:
         for name in three.networks:
             three.signal(name, signal.SIGCONT)
             three.heal(name)
+            three.forget_neighbours(name)
+        for name, machine in three.machines.items():
+            if machine != begun[name]:
+                await machine.slice("down")
 
 
 def _download(folder: str) -> None:
@@ -180,8 +219,8 @@ def _download(folder: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def three_machines(*more: str) -> AsyncIterator[Three]:
-    """Give the cluster, all nodes ready; `more` are further words of `slice up`.
+async def three_machines(*more: str, settings: str = "") -> AsyncIterator[Three]:
+    """Give the cluster, all nodes ready; `more` are further words of `slice up`, `settings` is its `slice.toml`.
 
     The two that joined reach no package index: llama.cpp comes to them out of a directory.
     """
@@ -194,7 +233,9 @@ async def three_machines(*more: str) -> AsyncIterator[Three]:
             }
             by_name = dict(zip(machines, networks, strict=True))
             three = Three(machines=machines, networks=by_name, hub=networks[0].name[:-2] + "x")
-            stack.enter_context(_resumed(three))
+            await stack.enter_async_context(_resumed(three))
+            three.here.data_dir.mkdir(mode=0o700)
+            (three.here.data_dir / "slice.toml").write_text(settings)
             up = ("up", "--node-host", networks[0].address, "--starter-model", "", *more)
             await three.here.slice(*up, timeout_s=300)
             for name in ("two", "three"):

@@ -16,7 +16,7 @@ from tests.node_agent.planes import DOOR, FILE, OTHER_NODE, Caller, Site, a_site
 from tests.waiting import until_async
 
 BOUND_S = 10.0
-"""What is promised from a revocation to the refusal, where a session is open; it is some milliseconds."""
+"""What is promised from a revocation to the refusal, where a session is open."""
 
 
 @pytest.fixture
