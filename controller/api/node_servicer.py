@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from adapters.contract import Runtime
-from controller.api import callers, node_wire
+from controller.api import callers, node_orders, node_wire
 from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
@@ -52,7 +52,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         except (Failure, RefusedError) as error:
             refusal = error.refusal if isinstance(error, RefusedError) else _refusal(error)
             self._log.warning("node_refused", code=refusal.code, message=refusal.message)
-            await context.write(pb.ControllerMessage(reject=node_wire.reject(refusal)))
+            await context.write(pb.ControllerMessage(reject=node_orders.reject(refusal)))
             return
         self._log.info("node_session", node=session.node_id, session_epoch=session.epoch)
         unbind = self._bound(session, parts, holder)
@@ -121,7 +121,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         while messages := await session.next_messages():
             for message in messages:
                 async with asyncio.timeout(WRITE_DEADLINE_S):
-                    await context.write(node_wire.render(message, self._key_of))
+                    await context.write(node_orders.render(message, self._key_of))
 
     def _key_of(self, order: ReplicaOrder) -> str:
         if order.runtime == Runtime.EXTERNAL:
@@ -139,7 +139,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             authority = await parts.certificates.authority.get()
         except Failure as failure:
             self._log.warning("renewal_refused", code=failure.code, message=failure.message)
-            return pb.RenewReply(reject=node_wire.reject(_refusal(failure)))
+            return pb.RenewReply(reject=node_orders.reject(_refusal(failure)))
         self._log.info("node_certified", node=identity.name, serial=given.serial)
         return pb.RenewReply(certificate_pem=given.certificate_pem, authority_pem=authority.certificate_pem)
 
