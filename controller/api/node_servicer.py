@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from adapters.contract import Runtime
-from controller.api import callers, node_orders, node_wire
+from controller.api import callers, node_orders, node_wire, parting
 from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
@@ -142,6 +142,19 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             return pb.RenewReply(reject=node_orders.reject(_refusal(failure)))
         self._log.info("node_certified", node=identity.name, serial=given.serial)
         return pb.RenewReply(certificate_pem=given.certificate_pem, authority_pem=authority.certificate_pem)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveReply:
+        """Let a node's work go elsewhere, then the node out of the cluster."""
+        try:
+            parts = self._stage.parts()
+            holder = callers.any_node_holder(context, parts.certificates)
+            reply = await parting.parted(parts, holder, is_final=request.is_final)
+        except Failure as failure:
+            self._log.warning("leave_refused", code=failure.code, message=failure.message)
+            return pb.LeaveReply(reject=node_orders.reject(_refusal(failure)))
+        if request.is_final:
+            self._log.info("node_left", node=holder.identity.name if holder is not None else "")
+        return reply
 
     async def SendLog(self, _: AsyncIterator[pb.LogChunk], context: Any) -> pb.LogReceipt:
         """Hand one log on to whoever asked for it; end early when nobody wants it any more."""

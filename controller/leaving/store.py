@@ -13,6 +13,10 @@ _NODE = """
 SELECT node_id, name, is_cordoned, drain_since, created_at FROM controller.node
  WHERE name = %(word)s OR node_id = %(word)s ORDER BY name = %(word)s DESC LIMIT 1 FOR NO KEY UPDATE
 """
+_NODE_OF = """
+SELECT node_id, name, is_cordoned, drain_since, created_at FROM controller.node
+ WHERE node_id = %(node_id)s FOR NO KEY UPDATE
+"""
 _NODE_NAMES = "SELECT name FROM controller.node ORDER BY name"
 _CORDON = "UPDATE controller.node SET is_cordoned = true WHERE node_id = %(node_id)s AND NOT is_cordoned"
 _UNCORDON = """
@@ -106,6 +110,11 @@ class Expiry:
 async def node(connection: postgres.Connection, word: str) -> HeldNode | None:
     """Return the node with this name, or else this id, and hold its row."""
     return await postgres.fetch_one(connection, HeldNode, _NODE, {"word": word})
+
+
+async def node_of(connection: postgres.Connection, node_id: str) -> HeldNode | None:
+    """Return the node with this id, whatever others are called, and hold its row."""
+    return await postgres.fetch_one(connection, HeldNode, _NODE_OF, {"node_id": node_id})
 
 
 async def node_names(connection: postgres.Connection) -> list[str]:
