@@ -146,6 +146,8 @@ def undeploy(ctx: typer.Context, name: NameArgument, output: OutputOption = Outp
     invocation: Invocation = ctx.obj
     gone = reach.admin(invocation).delete("deployments", name)
     Printer(invocation, output).done(gone, DEPLOYMENTS, f"{name} goes when its replicas are gone")
+    if blocked := gone.get("blocked"):
+        invocation.terminal.note(f"{blocked.get('message')}; {blocked.get('hint')}")
 
 
 def scale(

@@ -10,7 +10,7 @@ from typing import Any
 from controller.api import departures
 from controller.api.seeing import Seen
 from controller.deployments.model import Deployment, Replica
-from controller.deployments.waiting import is_serving, standing
+from controller.deployments.waiting import Block, block_of, is_serving, standing
 from controller.exchange import ReplicaReport
 from controller.fleet.model import NodeRow
 from controller.identity.model import ApiKey
@@ -18,7 +18,7 @@ from controller.ledger.model import Event
 from controller.routes.model import DoorNow, Route
 from controller.secrets.model import SecretFacts
 from core.ids import NodeId, ReplicaId
-from core.states import OCCUPYING, ReplicaState
+from core.states import OCCUPYING, Desired, ReplicaState
 
 Json = dict[str, Any]
 
@@ -71,7 +71,15 @@ def deployment(row: Deployment, seen: Seen) -> Json:
         "state": standing_now.state,
         "waiting": standing_now.waiting,
         "refusal": shown,
+        "blocked": blocked(standing_now.block),
     }
+
+
+def blocked(block: Block | None) -> Json | None:
+    """Return what keeps replicas that are to end from vanishing, or None when nothing does."""
+    if block is None:
+        return None
+    return {"code": block.code, "message": block.message, "hint": block.hint, "nodes": list(block.nodes)}
 
 
 def replica(row: Replica, seen: Seen) -> Json:
@@ -90,6 +98,8 @@ def replica(row: Replica, seen: Seen) -> Json:
         "state": row.state,
         "desired": row.desired,
         "leaving": departures.leaving(row, seen),
+        "move_failure": dict(row.move_failure) or None,
+        "blocked": blocked(block_of([seen.sight(row)])) if row.desired != Desired.RUN.value else None,
         "incarnation": row.incarnation,
         "restarts": row.restarts,
         "pid": row.pid,

@@ -82,6 +82,9 @@ class Replica:
     move_to: str | None = None
     succeeds: str | None = None
     stuck: Mapping[str, Any] = field(default_factory=dict)
+    move_since: datetime | None = None
+    move_failure: Mapping[str, Any] = field(default_factory=dict)
+    """Why its last move was given up (`code`, `message`, `hint`), empty when it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)

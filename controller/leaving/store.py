@@ -46,18 +46,19 @@ SELECT replica_id, deployment.name AS deployment, replica.spec_generation = depl
  WHERE replica_id = %(replica_id)s FOR NO KEY UPDATE OF replica
 """
 _MOVE = """
-UPDATE controller.replica SET is_leaving = true, move_to = %(move_to)s, stuck = '{}'
+UPDATE controller.replica
+   SET is_leaving = true, move_to = %(move_to)s, move_since = now(), move_failure = '{}', stuck = '{}'
  WHERE replica_id = %(replica_id)s AND move_to IS DISTINCT FROM %(move_to)s
 """
 # On a node that drains it still is to leave, only not for that node.
 _STAY = """
-UPDATE controller.replica SET move_to = NULL, stuck = '{}',
+UPDATE controller.replica SET move_to = NULL, move_since = NULL, stuck = '{}',
        is_leaving = EXISTS (SELECT 1 FROM controller.node WHERE node.node_id = replica.node_id
                                                            AND drain_since IS NOT NULL)
  WHERE replica_id = %(replica_id)s
 """
 _STAY_FROM = """
-UPDATE controller.replica SET move_to = NULL, stuck = '{}',
+UPDATE controller.replica SET move_to = NULL, move_since = NULL, stuck = '{}',
        is_leaving = EXISTS (SELECT 1 FROM controller.node WHERE node.node_id = replica.node_id
                                                            AND drain_since IS NOT NULL)
  WHERE move_to = %(node_id)s
