@@ -136,6 +136,8 @@ class DeploymentChange:
     requires: Sequence[str] | None = None
     is_enabled: bool | None = None
     disabled_answer: str | None = None
+    approve_template: str | None = None
+    """SHA-256 of that version's chat template, where it differs from what production has."""
     if_generation: int | None = None
     resource_version: int | None = None
 
