@@ -95,6 +95,8 @@ def moved(waiting: Waiting, replica_id: str) -> Left | StillThere:
         leaving = replica.get("leaving")
         if not leaving and replica.get("desired") == "run":
             failure = Failure("replica.move_refused", f"the move of {replica_id} was cancelled by somebody")
+            if told := replica.get("move_failure"):
+                failure = Failure("replica.move_given_up", str(told.get("message")), hint=str(told.get("hint") or ""))
             return StillThere(failure=failure, exit_code=exits.CONFLICT)
         successor = str((leaving or {}).get("successor") or successor)
         return None

@@ -95,7 +95,12 @@ TABLE: Table = {
                 drain="Empty a node: each replica gets a successor elsewhere and serves until that one does.",
                 forget="Delete a node that will not come back.",
             ),
-            **_verbs("joining", "Commands", join="Make this machine a node of a cluster."),
+            **_verbs(
+                "joining",
+                "Commands",
+                join="Make this machine a node of a cluster.",
+                leave="Take this machine out of the cluster that it joined.",
+            ),
             "token": GroupEntry(
                 summary="Make and revoke the lines that let other machines join.",
                 verbs=_verbs(

@@ -111,10 +111,15 @@ def _uptime(replica: Item, now: datetime) -> str:
 def replica_trouble(replica: Item, _: datetime) -> str:
     """Return why a replica does not serve: its message, when it is tried again, and its engine's last log line.
 
-    Of one that serves and is to leave its node: what it waits for.
+    Of one that serves and is to leave its node: what it waits for. Of one that is to end on a silent node: the cure.
     """
+    if blocked := replica.get("blocked"):
+        return _shown(f"{blocked.get('message')}; {blocked.get('hint')}")
     if replica.get("state") == "ready":
         leaving = replica.get("leaving") or {}
+        failure = replica.get("move_failure") or {}
+        if failure and not leaving:
+            return _shown(f"{failure.get('message')}; {failure.get('hint')}")
         to = f"to {leaving['to']}: " if leaving.get("to") else ""
         return _shown(f"{to}{leaving['waiting']}" if leaving.get("waiting") else None)
     parts = [str(replica.get("message") or "")]
@@ -132,8 +137,9 @@ def _ready_of(deployment: Item, _: datetime) -> str:
 
 def deployment_reason(deployment: Item, _: datetime) -> str:
     """Return why a deployment is not ready: what it waits for, or the refusal of the scheduler."""
-    refusal = deployment.get("refusal") or {}
-    return _shown(deployment.get("waiting") or refusal.get("message"))
+    refusal, blocked = deployment.get("refusal") or {}, deployment.get("blocked") or {}
+    reason = deployment.get("waiting") or refusal.get("message")
+    return _shown(f"{reason}; {blocked['hint']}" if reason and blocked.get("hint") else reason)
 
 
 def _deployment_memory(deployment: Item, _: datetime) -> str:

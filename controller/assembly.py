@@ -37,6 +37,7 @@ from controller.registry.pulls import Pulls
 from controller.registry.service import Registry
 from controller.registry.stages import Stages
 from controller.registry.stores import Stores
+from controller.registry.templates import Templates
 from controller.routes.service import Routes
 from controller.secrets.service import Secrets
 from controller.secrets.vault import Vault
@@ -113,6 +114,7 @@ def build(
         secrets=secrets,
         installations=fleet,
         engine_versions=versions,
+        templates=Templates(),
         events=ledger,
         wakeups=wakeups,
         ids=entropy,

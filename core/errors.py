@@ -85,6 +85,8 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "deployment.version_conflict": (Kind.CONFLICT, Retry.NOW),
     "replica.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "replica.move_refused": (Kind.CONFLICT, Retry.LATER),
+    "replica.move_given_up": (Kind.CONFLICT, Retry.NEVER),
+    "replica.node_silent": (Kind.UNAVAILABLE, Retry.LATER),
     "replica.logs_unavailable": (Kind.UNAVAILABLE, Retry.LATER),
     "node.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "node.hello_required": (Kind.USAGE, Retry.NEVER),

@@ -17,7 +17,7 @@ from core.infra import cluster
 from core.origins import is_carried, parse_base_url
 from core.states import Desired, ReplicaState
 from core.texts import sendable
-from node_agent import launching, lifecycle, replica
+from node_agent import launching, lifecycle, replica, tries
 from node_agent.dataplane.entries import PlaneEntry, paths_of
 from node_agent.replica import Replica
 from node_agent.runtimes.container import ContainerEngine
@@ -50,6 +50,7 @@ class Runner:
         self._dir = around.replicas_dir / want.replica_id
         self._inbox: asyncio.Queue[lifecycle.Happened] = asyncio.Queue()
         self._machine = Replica(policy=around.policy)
+        self._kept = tries.Tries()
         self._tasks = asyncio.TaskGroup()
         self._preparing: asyncio.Task[None] | None = None
         self._seat = Seat(want=want, directory=self._dir, around=around, tell=self._tell, state=lambda: self.state)
@@ -168,6 +169,7 @@ class Runner:
             before = Replica(policy=before.policy, bounds=before.bounds, incarnation=before.incarnation)
         done = replica.step(before, event, self._around.clock.monotonic())
         self._machine = done.replica
+        await self._keep_tries()
         if done.replica.state is not before.state:
             self._note_move(before.state)
         for effect in done.effects:
@@ -181,6 +183,17 @@ class Runner:
                 self._tell(lifecycle.Wanted())
         else:
             self.has_stopped.clear()
+
+    async def _keep_tries(self) -> None:
+        """Write down what has been tried, before anything is done about it, where it has changed."""
+        now = tries.tries_of(self._machine)
+        if now == self._kept:
+            return
+        self._kept = now
+        try:
+            await asyncio.to_thread(tries.save, self._dir, now)
+        except OSError as error:  # a full disk: counts that a restart forgets are better than an engine that waits
+            self._around.log.warning("tries_not_noted", replica=self.want.replica_id, reason=str(error))
 
     def _note_move(self, before: ReplicaState) -> None:
         machine = self._machine
@@ -220,16 +233,23 @@ class Runner:
         """Adopt what lives, sweep what a dead owner left, or begin anew."""
         await asyncio.to_thread(cluster.make_private_dir, self._dir)
         self._machine = replace(self._machine, bounds=self._engine.bounds())
+        self._kept = await asyncio.to_thread(tries.load, self._dir)
+        self._machine = tries.with_counts(self._machine, self._kept)
         found = await self._engine.take_up()
         if found.adopted is not None:
-            self._machine = replace(self._machine, restarts=max(0, found.incarnation - 1))
+            self._machine = replace(self._machine, restarts=max(self._machine.restarts, found.incarnation - 1))
             await self._take(found.adopted)
         elif found.incarnation:
             self._machine = replace(self._machine, incarnation=found.incarnation)
         if self._desired is Desired.STOP:
             await self._take(lifecycle.StopAsked())
         elif found.adopted is None:
-            await self._take(lifecycle.Wanted())
+            resting = tries.at_rest(self._machine, self._kept)
+            if resting is None:
+                await self._take(lifecycle.Wanted())
+            else:  # an earlier node agent decided: its wait goes on
+                self._machine = resting
+                self._around.changed()
 
     # -- preparing ------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from scheduler.outcome import NodeReason, Refusal
 from scheduler.snapshot import DeploymentView, DeviceView, NodeView
 
 NODE_READY = "node_ready"
+NODE_APPROVED = "node_approved"
 NODE_UNCORDONED = "node_uncordoned"
 ENGINE_USABLE = "engine_usable"
 MEMORY_FREED = "memory_freed"
@@ -57,7 +58,7 @@ class Choices:
 
 
 # The filters in their order; a node is named with the first that drops it.
-_PINNED, _SILENT, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(7)
+_PINNED, _SILENT, _UNAPPROVED, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(8)
 
 
 def silence(node: NodeView) -> str:
@@ -106,7 +107,7 @@ def _plain_reason(deployment: DeploymentView, node: NodeView, failed_on: frozens
     if silent := silence(node):
         return _SILENT, silent
     if not node.is_approved:
-        return _CORDONED, "waits for `slice node approve`"
+        return _UNAPPROVED, "waits for `slice node approve`"
     if node.is_cordoned:
         return _CORDONED, "is cordoned"
     if node.node_id in failed_on:
@@ -207,7 +208,7 @@ def refusal(deployment: DeploymentView, found: Choices, *, placed: int) -> Refus
     Return None when every node that could be asked has failed to run it already: the failed replicas say why.
     The code is that of the filter which the nodes got furthest to, since curing that one is the shortest way.
     """
-    asked = [stage for stage, _ in found.dropped if stage not in (_PINNED, _SILENT, _CORDONED)]
+    asked = [stage for stage, _ in found.dropped if stage not in (_PINNED, _SILENT, _UNAPPROVED, _CORDONED)]
     if asked and all(stage == _FAILED for stage in asked):
         return None
     made = why(deployment, found)
@@ -242,6 +243,11 @@ _SUMMARY: Mapping[int, tuple[str, str, frozenset[str]]] = {
         "placement.no_node",
         "look whether the node agent runs there and reaches the controller",
         frozenset({NODE_READY}),
+    ),
+    _UNAPPROVED: (
+        "placement.no_node",
+        "`slice node approve NODE` lets a node work",
+        frozenset({NODE_APPROVED}),
     ),
     _CORDONED: (
         "placement.no_node",

@@ -67,6 +67,18 @@ class Stuck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenUp:
+    """A replica whose move has ended without a successor: it stays; `successor` is the one that could not run, if any.
+
+    The message of `refusal` says why, and its code is one of moves.
+    """
+
+    replica_id: ReplicaId
+    successor: ReplicaId | None
+    refusal: Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What should change; `wake_at` asks for another look at an instant, `notes` are sentences for the log."""
 
@@ -76,6 +88,7 @@ class Plan:
     wake_at: datetime | None
     notes: tuple[str, ...] = ()
     stuck: tuple[Stuck, ...] = ()
+    given_up: tuple[GivenUp, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -21,7 +21,8 @@ from scheduler.feasible import (
     why,
 )
 from scheduler.footprint import Ledger, held_bytes
-from scheduler.outcome import NodeReason, Plan, Refusal, Start, Stop, Stuck
+from scheduler.moves import given_up, hopeless, is_over
+from scheduler.outcome import GivenUp, NodeReason, Plan, Refusal, Start, Stop, Stuck
 from scheduler.rank import best
 from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_held, orphan_verdicts, sorting, target_of
 from scheduler.snapshot import (
@@ -77,6 +78,7 @@ class _Planning:
         self._stops: list[Stop] = []
         self._refusals: list[Refusal] = []
         self._stuck: list[Stuck] = []
+        self._given_up: dict[ReplicaId, GivenUp] = {}
         self._held_back = 0
 
     def plan(self) -> Plan:
@@ -97,6 +99,7 @@ class _Planning:
             wake_at=self._wake_at(),
             notes=self._notes(),
             stuck=tuple(sorted(self._stuck, key=lambda one: one.replica_id)),
+            given_up=tuple(self._given_up[replica_id] for replica_id in sorted(self._given_up)),
         )
 
     def obstacle(self, replica_id: ReplicaId, node_id: NodeId) -> Refusal | None:
@@ -118,6 +121,7 @@ class _Planning:
             if verdict.bucket is Bucket.STOP:
                 self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
         self._held_back += sum(is_held(verdict, self._by_id) for verdict in found.verdicts)
+        self._give_up(deployment, found)
         if not (found.missing or found.followed or found.exhausted):
             return
         neighbours = _neighbours(self._replicas.get(deployment.deployment_id, []))
@@ -134,6 +138,19 @@ class _Planning:
         names = [node.name for node in self._nodes if node.node_id in found.failed_on]
         for replica in found.exhausted:
             self._stay(replica, tried_enough(deployment, names))
+
+    def _give_up(self, deployment: DeploymentView, found: Sorting) -> None:
+        """End the moves whose successor cannot run; what has no place yet has some patience left (`_stay`)."""
+        others = self._replicas.get(deployment.deployment_id, [])
+        for replica in found.of(Bucket.REPLACE):
+            if not replica.is_leaving or replica.generation != deployment.generation:
+                continue
+            if target_of(replica, self._by_id) is None:
+                continue
+            ended = hopeless(replica, others, self._by_id)
+            if ended is not None:
+                successor, why_not = ended
+                self._given_up[replica.replica_id] = given_up(deployment.deployment_id, replica, why_not, successor)
 
     def _place(self, deployment: DeploymentView, found: Sorting, neighbours: dict[NodeId, int]) -> Refusal | None:
         need = deployment.footprint.total_bytes or 0
@@ -170,6 +187,10 @@ class _Planning:
         if node is not None and node.is_drain_forced:
             reason = f"its node is drained by force and nothing can take its place: {refused.message}"
             self._stops.append(Stop(replica_id=replica.replica_id, reason=reason))
+        elif replica.replica_id in self._given_up:
+            return
+        elif is_over(replica, self._snapshot.now):
+            self._given_up[replica.replica_id] = given_up(refused.deployment_id, replica, refused.message, None)
         else:
             self._stuck.append(Stuck(replica_id=replica.replica_id, refusal=refused))
 

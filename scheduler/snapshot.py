@@ -93,6 +93,10 @@ class ReplicaView:
     created_at: datetime
     is_leaving: bool = False
     move_to: NodeId | None = None
+    move_since: datetime | None = None
+    """When that node was named."""
+    restarts: int = 0
+    """How often its engine was started again after it died."""
     succeeds: ReplicaId | None = None
     """The leaving replica that it was placed for, if that is still there."""
 

@@ -201,7 +201,7 @@ async def _answers(block: ClusterBlock) -> list[Finding]:
     asked = (
         ("front door answers", wiring.door_is_ready, "door"),
         ("controller answers", wiring.controller_is_ready, "controller"),
-        ("a node is heard", wiring.node_is_ready, "node_agent"),
+        ("this machine's node is heard", wiring.node_is_ready, "node_agent"),
     )
     findings = []
     for name, probe, log in asked:

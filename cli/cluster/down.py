@@ -8,7 +8,7 @@ from cli.cluster import lock, teardown
 from cli.cluster.lock import SupervisorLock
 from cli.cluster.parts import wait_gone
 from core.infra import cluster, joined
-from core.infra.cluster import ClusterBlock
+from core.infra.cluster import ClusterBlock, MachineBlock
 from core.infra.joined import NodeBlock
 from core.infra.processes import send_signal
 
@@ -38,17 +38,22 @@ def run(data_dir: Path) -> int:
 async def _end(block: ClusterBlock | NodeBlock) -> None:
     """End the supervisor, then do its teardown once more under the lock: whatever it left goes too."""
     with SupervisorLock(block.data_dir) as held:
-        while not await asyncio.to_thread(held.try_hold, _LOOK_AGAIN_S):
-            # Either a supervisor has it, or an `up` that is about to start one.
-            supervisor = lock.supervisor(block.data_dir)
-            if supervisor is None:
-                continue
-            send_signal(supervisor, signal.SIGTERM)
-            if not await wait_gone(supervisor, _SUPERVISOR_GRACE_S):
-                # It hangs: take its place. Only the process itself; its parts are ended one by one below.
-                send_signal(supervisor, signal.SIGKILL)
-                await wait_gone(supervisor, 10.0)
+        await take_over(block, held)
         if isinstance(block, NodeBlock):
             await teardown.teardown_node(block)
         else:
             await teardown.teardown(block)
+
+
+async def take_over(block: MachineBlock, held: SupervisorLock) -> None:
+    """Take the lock of `block`'s directory from whoever has it; a supervisor is told to end, and does its teardown."""
+    while not await asyncio.to_thread(held.try_hold, _LOOK_AGAIN_S):
+        # Either a supervisor has it, or an `up` that is about to start one.
+        supervisor = lock.supervisor(block.data_dir)
+        if supervisor is None:
+            continue
+        send_signal(supervisor, signal.SIGTERM)
+        if not await wait_gone(supervisor, _SUPERVISOR_GRACE_S):
+            # It hangs: take its place. Only the process itself; its parts are ended one by one afterwards.
+            send_signal(supervisor, signal.SIGKILL)
+            await wait_gone(supervisor, 10.0)

@@ -63,6 +63,12 @@ def claim(data_dir: Path) -> None:
             f"{data_dir} cannot be read: {error.strerror}",
             hint="choose a directory of your own with --data-dir",
         ) from error
+    if joined.LEFT_FILE in found:
+        raise Failure(
+            "cluster.data_dir_unusable",
+            f"{data_dir} is of a node that has left its cluster, and not all of it is removed yet",
+            hint="`slice node leave` finishes that",
+        )
     if not found & {"cluster.json", joined.FILE} and any(
         name not in _MAY_COME_FIRST and not name.startswith(("tls", ".tls")) for name in found
     ):

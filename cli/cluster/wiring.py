@@ -11,6 +11,7 @@ from cli.cluster.programs import environment_of, ours
 from core.infra import cluster
 from core.infra.cluster import ClusterBlock
 from core.infra.settings import Settings
+from core.states import NodeState
 
 CONTROLLER_NICE = -10
 """A start takes a second of one processor. Beside engines that want all of them it would last many, in which nothing is
@@ -74,15 +75,17 @@ async def door_is_ready(block: ClusterBlock) -> bool:
 
 
 async def node_is_ready(block: ClusterBlock) -> bool:
-    """Return whether a node's heartbeats reach the controller."""
-    token = cluster.read_secret(block, "operator_token")
-    status, body = await probe.status_of(block.host, block.controller_port, "/api/v1/status", token=token)
-    if status != 200:
+    """Return whether the heartbeats of this machine's own node reach the controller, whoever else does."""
+    own = cluster.own_node_id(block)
+    if not own:
         return False
-    return bool(_json(body).get("nodes", {}).get("ready"))
+    token = cluster.read_secret(block, "operator_token")
+    status, body = await probe.status_of(block.host, block.controller_port, f"/api/v1/nodes/{own}", token=token)
+    found = _json(body) if status == 200 else {}
+    return (found.get("id"), found.get("state")) == (own, NodeState.READY.value)
 
 
-def _json(body: bytes) -> dict[str, dict[str, int]]:
+def _json(body: bytes) -> dict[str, object]:
     try:
         found = json.loads(body)
     except ValueError:

@@ -8,6 +8,7 @@ from cli import exits, reach, readiness
 from cli.invocation import Invocation
 from cli.lookup import serving
 from cli.options import (
+    ApproveOption,
     DurationOption,
     Output,
     OutputOption,
@@ -98,6 +99,7 @@ def update(
     replicas: Annotated[int | None, typer.Option("--replicas", min=0, help="How many engines serve it.")] = None,
     settings: SettingsOption = None,
     requires: RequireOption = None,
+    approve_template: ApproveOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it serves as asked.")] = False,
     timeout: DurationOption = None,
     output: OutputOption = Output.TABLE,
@@ -112,6 +114,7 @@ def update(
         "replicas": replicas,
         "settings": parsed_settings(settings) if settings else None,
         "requires": requires or None,
+        "approve_template": approve_template,
     }
     given = {key: value for key, value in body.items() if value is not None}
     if not given:
@@ -146,6 +149,8 @@ def undeploy(ctx: typer.Context, name: NameArgument, output: OutputOption = Outp
     invocation: Invocation = ctx.obj
     gone = reach.admin(invocation).delete("deployments", name)
     Printer(invocation, output).done(gone, DEPLOYMENTS, f"{name} goes when its replicas are gone")
+    if blocked := gone.get("blocked"):
+        invocation.terminal.note(f"{blocked.get('message')}; {blocked.get('hint')}")
 
 
 def scale(

@@ -1,15 +1,22 @@
-"""`slice node join`: flags in, a call of `cli.joined.join` out."""
+"""`slice node join|leave`: flags in, calls of `cli.joined` out."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli import exits
 from cli.connection import local_data_dir
+from cli.invocation import Invocation
 from cli.joined import join as joined_join
+from cli.joined import leave as joined_leave
 from cli.joined.join import JoinRequest
-from cli.options import Output
+from cli.joined.leave import LeaveRequest
+from cli.options import DurationOption, Output, OutputOption, seconds
+from cli.printing import Printer
+from cli.tables import View
 
+_LEFT = View(name=lambda item: str(item["node_name"]), columns=(), empty="")
 JoinOutput = Annotated[Output, typer.Option("--output", "-o", help="json prints what was joined as an object.")]
 
 
@@ -51,3 +58,39 @@ def join(
         output="json" if output is Output.JSON else "text",
     )
     return joined_join.run(request, ctx.obj.clock)
+
+
+def leave(
+    ctx: typer.Context,
+    wait: Annotated[
+        bool, typer.Option("--wait/--now", help="First wait until others serve what runs here; or cut it off now.")
+    ] = True,
+    timeout: DurationOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though its controller does not answer; says what is left over there.")
+    ] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove models, engines and logs too.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Take this machine out of the cluster that it joined.
+
+    Its work moves elsewhere, its engines end, the cluster forgets it and revokes its certificate. Killed at any step,
+    the same command completes it. Model files stay.
+    """
+    invocation: Invocation = ctx.obj
+    request = LeaveRequest(
+        data_dir=local_data_dir(invocation),
+        is_waiting=wait,
+        timeout_s=seconds(timeout),
+        is_forced=force,
+        is_purging=purge,
+    )
+    gone = joined_leave.run(request, invocation)
+    if gone is None:
+        invocation.terminal.note("nothing to leave: this machine is no node of another machine's cluster")
+        return exits.OK
+    first, *more = joined_leave.sentences(gone)
+    Printer(invocation, output).done(joined_leave.facts(gone), _LEFT, first)
+    for sentence in more:
+        invocation.terminal.note(sentence)
+    return exits.OK

@@ -1,6 +1,5 @@
 """Composition root of the controller: `python -m cli.roots.controller DATA/cluster.json`."""
 
-import json
 import sys
 
 import uvloop
@@ -14,14 +13,6 @@ from core.infra.cluster import ClusterBlock
 from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
 from core.infra.version import VERSION
-
-
-def _own_node_id(block: ClusterBlock) -> str:
-    """Return the id that this machine's node agent has given itself, "" before its first start."""
-    try:
-        return str(json.loads((block.node_dir / "identity.json").read_text())["node_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 async def work(block: ClusterBlock, log: Log) -> None:
@@ -48,7 +39,7 @@ async def work(block: ClusterBlock, log: Log) -> None:
         secrets_dir=block.data_dir / "secrets",
         node_host=wanted.node_host,
         node_port=wanted.node_port,
-        own_node_id=lambda: _own_node_id(block),
+        own_node_id=lambda: cluster.own_node_id(block),
     )
     await process.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from controller.api import views
+from controller.api import model_views
 from controller.api.stage import Stage
 from controller.blueprint.model import Change
 from core.errors import Failure
@@ -38,7 +38,7 @@ def router(stage: Stage) -> APIRouter:
                 *(_change(one, word) for one in applied.done),
                 *(_change(one, "waiting") for one in applied.waiting),
             ],
-            "pulls": [views.pull(pull, seen) for pull in applied.pulls],
+            "pulls": [model_views.pull(pull, seen) for pull in applied.pulls],
         }
 
     return routes

@@ -131,6 +131,7 @@ class DeploymentPatch(Body):
     requires: Words | None = None
     is_enabled: bool | None = None
     disabled_answer: Answer | None = None
+    approve_template: Digest | None = None
     if_generation: Expected = None
     resource_version: Expected = None
 

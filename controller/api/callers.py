@@ -19,6 +19,18 @@ def node_holder(context: Any, certificates: Certificates) -> Holder | None:
     Raises:
         Failure: `node.certificate_invalid`: of a door, of another cluster, or revoked.
     """
+    holder = any_node_holder(context, certificates)
+    if holder is not None and certificates.is_revoked(holder.serial):
+        raise revoked(holder)
+    return holder
+
+
+def any_node_holder(context: Any, certificates: Certificates) -> Holder | None:
+    """Return what `node_holder` does, a node whose certificate was revoked included.
+
+    Raises:
+        Failure: `node.certificate_invalid`: of a door, or of another cluster.
+    """
     facts: Mapping[str, Sequence[bytes]] = context.auth_context()
     if facts.get("transport_security_type") != [b"ssl"]:
         return None
@@ -29,13 +41,16 @@ def node_holder(context: Any, certificates: Certificates) -> Holder | None:
             f"a certificate of {holder.identity.uri} is not one of a node of this cluster",
             hint="join this cluster with `slice node join`",
         )
-    if certificates.is_revoked(holder.serial):
-        raise Failure(
-            "node.certificate_invalid",
-            f"the certificate of node {holder.identity.name} was revoked",
-            hint="join again with `slice node join`, or look with `slice events` who forgot it",
-        )
     return holder
+
+
+def revoked(holder: Holder) -> Failure:
+    """Return why a node whose certificate was revoked is not served."""
+    return Failure(
+        "node.certificate_invalid",
+        f"the certificate of node {holder.identity.name} was revoked",
+        hint="join again with `slice node join`, or look with `slice events` who forgot it",
+    )
 
 
 def address_of(peer: str) -> str:

@@ -3,6 +3,7 @@
 Called by `controller.api.views`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from controller.api.seeing import Seen
@@ -27,23 +28,41 @@ def leaving(row: Replica, seen: Seen) -> Json | None:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """A replica that a draining node holds still; `waiting` says what for."""
+
+    replica_id: str
+    deployment: str
+    waiting: str
+    is_stuck: bool
+
+
+def remaining(node_id: NodeId, seen: Seen) -> tuple[Remaining, ...]:
+    """Return every replica of a node that drains."""
+    names = {one.deployment_id: one.name for one in seen.picture.deployments}
+    return tuple(
+        Remaining(
+            replica_id=one.replica_id,
+            deployment=names[one.deployment_id],
+            waiting=waiting(one, _successor(one, seen), seen),
+            is_stuck=bool(one.stuck),
+        )
+        for one in seen.picture.replicas
+        if one.node_id == node_id
+    )
+
+
 def drain(row: NodeRow, seen: Seen, *, since: str | None) -> Json | None:
     """Return how far a node's drain is, or None when it does not drain."""
     if since is None:
         return None
-    names = {one.deployment_id: one.name for one in seen.picture.deployments}
     return {
         "since": since,
         "is_forced": row.is_drain_forced,
         "replicas": [
-            {
-                "id": one.replica_id,
-                "deployment": names[one.deployment_id],
-                "waiting": waiting(one, _successor(one, seen), seen),
-                "is_stuck": bool(one.stuck),
-            }
-            for one in seen.picture.replicas
-            if one.node_id == row.node_id
+            {"id": one.replica_id, "deployment": one.deployment, "waiting": one.waiting, "is_stuck": one.is_stuck}
+            for one in remaining(NodeId(row.node_id), seen)
         ],
     }
 

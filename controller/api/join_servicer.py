@@ -6,7 +6,7 @@ are bounded here; what they mean is checked behind it.
 
 from typing import Any
 
-from controller.api import callers, node_wire
+from controller.api import callers, node_orders, node_wire
 from controller.api.stage import Stage
 from controller.fleet.model import Refuse
 from controller.identity.model import JoinWish
@@ -41,7 +41,7 @@ class JoinServicer(node_pb2_grpc.NodeJoinServicer):
             joined = await self._stage.parts().joining.join(wish)
         except Failure as failure:
             self._log.warning("join_refused", code=failure.code, message=failure.message, address=wish.address)
-            return pb.JoinReply(reject=node_wire.reject(_refusal(failure)))
+            return pb.JoinReply(reject=node_orders.reject(_refusal(failure)))
         self._log.info("node_joined", node=wish.node_id, name=joined.node_name, address=wish.address)
         return pb.JoinReply(
             cluster_id=joined.cluster_id,

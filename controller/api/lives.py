@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 
-from controller.api import views
+from controller.api import model_views
 from controller.api.bodies import AliasBody, ExpectBody, StageBody
 from controller.api.expecting import IfMatch, expected
 from controller.api.stage import Parts, Stage
@@ -52,7 +52,7 @@ def router(stage: Stage) -> APIRouter:
         parts = stage.parts()
         async with parts.database.snapshot() as connection:
             rows = await parts.stages.history(connection, name, number)
-        return {"items": [views.stage_event(row) for row in rows]}
+        return {"items": [model_views.stage_event(row) for row in rows]}
 
     _aliases(routes, stage)
     return routes
@@ -63,19 +63,19 @@ async def _shown(parts: Parts, name: str, number: int) -> dict[str, Any]:
         model = await parts.registry.named(connection, name)
         row = await parts.registry.numbered(connection, model, number)
         every = await parts.registry.everything(connection)
-    return {"model": name, **views.version(row, every)}
+    return {"model": name, **model_views.version(row, every)}
 
 
 def _aliases(routes: APIRouter, stage: Stage) -> None:
     @routes.get("/aliases")
     async def aliases() -> dict[str, Any]:
-        return {"items": [views.alias(row) for row in await stage.parts().aliases.aliases()]}
+        return {"items": [model_views.alias(row) for row in await stage.parts().aliases.aliases()]}
 
     @routes.put("/aliases/{name}")
     async def put_alias(name: str, body: AliasBody, if_match: IfMatch = None) -> dict[str, Any]:
         found = expected(if_match, body.resource_version)
         made = await stage.parts().aliases.put(name, body.model, approve_template=body.approve_template, expected=found)
-        return views.alias(made)
+        return model_views.alias(made)
 
     @routes.delete("/aliases/{name}", status_code=204)
     async def delete_alias(name: str, body: ExpectBody | None = None, if_match: IfMatch = None) -> Response:

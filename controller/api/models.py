@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from controller.api import places, views
+from controller.api import model_views, places
 from controller.api.bodies import CopyBody, ExpectBody, PullBody
 from controller.api.expecting import IfMatch, expected
 from controller.api.stage import Parts, Stage
@@ -22,14 +22,14 @@ def router(stage: Stage) -> APIRouter:
 
     @routes.get("/catalog")
     async def catalog() -> dict[str, Any]:
-        return {"items": [views.catalog_entry(entry) for entry in CATALOG.values()]}
+        return {"items": [model_views.catalog_entry(entry) for entry in CATALOG.values()]}
 
     @routes.post("/pulls", status_code=202)
     async def begin_pull(body: PullBody) -> JSONResponse:
         parts = stage.parts()
         pull = await parts.pulls.begin(_pulled_name(body), body.source, body.engine)
         status = 200 if pull.state == PullState.DONE.value else 202
-        return JSONResponse(views.pull(pull, await parts.seen()), status_code=status)
+        return JSONResponse(model_views.pull(pull, await parts.seen()), status_code=status)
 
     @routes.get("/pulls")
     async def pulls() -> dict[str, Any]:
@@ -38,7 +38,7 @@ def router(stage: Stage) -> APIRouter:
             rows = await parts.pulls.pulls(connection)
             copies = await parts.copies.copies(connection)
             seen = await parts.seen(connection)
-        items = [*(views.pull(row, seen) for row in rows), *(places.copy(row, seen) for row in copies)]
+        items = [*(model_views.pull(row, seen) for row in rows), *(places.copy(row, seen) for row in copies)]
         return {"items": sorted(items, key=lambda item: str(item["created_at"]), reverse=True)}
 
     @routes.get("/pulls/{pull_id}")
@@ -49,7 +49,7 @@ def router(stage: Stage) -> APIRouter:
         async with parts.database.snapshot() as connection:
             row = await parts.pulls.pull(connection, pull_id)
             seen = await parts.seen(connection)
-        return views.pull(row, seen)
+        return model_views.pull(row, seen)
 
     @routes.delete("/pulls/{pull_id}")
     async def cancel_pull(pull_id: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def router(stage: Stage) -> APIRouter:
             await parts.copies.cancel(pull_id)
             return await places.shown(parts, pull_id)
         row = await parts.pulls.cancel(pull_id)
-        return views.pull(row, await parts.seen())
+        return model_views.pull(row, await parts.seen())
 
     _models(routes, stage)
     return routes
@@ -79,7 +79,7 @@ async def _shown(parts: Parts, name: str) -> dict[str, Any]:
         row = await parts.registry.model_in(connection, name)
         every = await parts.registry.everything(connection)
         deployments = await parts.deployments.deployments(connection)
-    return views.model(row, every, tuple(deployments))
+    return model_views.model(row, every, tuple(deployments))
 
 
 def _models(routes: APIRouter, stage: Stage) -> None:
@@ -89,7 +89,7 @@ def _models(routes: APIRouter, stage: Stage) -> None:
         async with parts.database.snapshot() as connection:
             every = await parts.registry.everything(connection)
             deployments = tuple(await parts.deployments.deployments(connection))
-        return {"items": [views.model(row, every, deployments) for row in every.models]}
+        return {"items": [model_views.model(row, every, deployments) for row in every.models]}
 
     @routes.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _models(routes: APIRouter, stage: Stage) -> None:
             row = await parts.registry.model_in(connection, name)
             version = await parts.registry.numbered(connection, row, number)
             found = await parts.registry.template(connection, version)
-        return views.template(row, version, found)
+        return model_views.template(row, version, found)
 
     @routes.post("/models/{name}/copy", status_code=201)
     async def copy(name: str, body: CopyBody, if_match: IfMatch = None) -> dict[str, Any]:

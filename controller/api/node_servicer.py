@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from adapters.contract import Runtime
-from controller.api import callers, node_wire
+from controller.api import callers, node_orders, node_wire, parting
 from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
@@ -53,7 +53,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         except (Failure, RefusedError) as error:
             refusal = error.refusal if isinstance(error, RefusedError) else _refusal(error)
             self._log.warning("node_refused", code=refusal.code, message=refusal.message)
-            await context.write(pb.ControllerMessage(reject=node_wire.reject(refusal)))
+            await context.write(pb.ControllerMessage(reject=node_orders.reject(refusal)))
             return
         self._log.info("node_session", node=session.node_id, session_epoch=session.epoch)
         unbind = self._bound(session, parts, holder)
@@ -124,7 +124,7 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
         while messages := await session.next_messages():
             for message in messages:
                 async with asyncio.timeout(WRITE_DEADLINE_S):
-                    await context.write(node_wire.render(message, self._key_of))
+                    await context.write(node_orders.render(message, self._key_of))
 
     def _key_of(self, order: ReplicaOrder) -> str:
         if order.runtime == Runtime.EXTERNAL:
@@ -142,9 +142,22 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             authority = await parts.certificates.authority.get()
         except Failure as failure:
             self._log.warning("renewal_refused", code=failure.code, message=failure.message)
-            return pb.RenewReply(reject=node_wire.reject(_refusal(failure)))
+            return pb.RenewReply(reject=node_orders.reject(_refusal(failure)))
         self._log.info("node_certified", node=identity.name, serial=given.serial)
         return pb.RenewReply(certificate_pem=given.certificate_pem, authority_pem=authority.certificate_pem)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveReply:
+        """Let a node's work go elsewhere, then the node out of the cluster."""
+        try:
+            parts = self._stage.parts()
+            holder = callers.any_node_holder(context, parts.certificates)
+            reply = await parting.parted(parts, holder, is_final=request.is_final)
+        except Failure as failure:
+            self._log.warning("leave_refused", code=failure.code, message=failure.message)
+            return pb.LeaveReply(reject=node_orders.reject(_refusal(failure)))
+        if request.is_final:
+            self._log.info("node_left", node=holder.identity.name if holder is not None else "")
+        return reply
 
     async def SendLog(self, _: AsyncIterator[pb.LogChunk], context: Any) -> pb.LogReceipt:
         """Hand one log on to whoever asked for it; end early when nobody wants it any more."""

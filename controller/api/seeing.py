@@ -31,9 +31,10 @@ class Seen:
 
     def sights(self, deployment_id: str) -> list[Sight]:
         """Return a deployment's replicas with all live numbers."""
-        return [self._sight(row) for row in self.picture.replicas if row.deployment_id == deployment_id]
+        return [self.sight(row) for row in self.picture.replicas if row.deployment_id == deployment_id]
 
-    def _sight(self, row: Replica) -> Sight:
+    def sight(self, row: Replica) -> Sight:
+        """Return one replica with all live numbers."""
         node = self.live.get(NodeId(row.node_id))
         report = self.report(row)
         return Sight(

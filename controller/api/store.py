@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from controller.api import views
+from controller.api import model_views
 from controller.api.bodies import CollectBody
 from controller.api.stage import Stage
 
@@ -18,8 +18,8 @@ def router(stage: Stage) -> APIRouter:
         parts = stage.parts()
         seen = await parts.seen()
         return {
-            "items": [views.stored(place) for place in seen.picture.stored],
-            "nodes": [views.store_of(row, seen) for row in seen.picture.nodes],
+            "items": [model_views.stored(place) for place in seen.picture.stored],
+            "nodes": [model_views.store_of(row, seen) for row in seen.picture.nodes],
         }
 
     @routes.post("/store/gc")
@@ -32,6 +32,6 @@ def router(stage: Stage) -> APIRouter:
             older_than_s=body.older_than_s,
             is_dry_run=body.dry_run,
         )
-        return views.collected(found, is_dry_run=body.dry_run)
+        return model_views.collected(found, is_dry_run=body.dry_run)
 
     return routes

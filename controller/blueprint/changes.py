@@ -195,7 +195,9 @@ def _way(wanted: Version, here: _Here) -> Way:
 
 def _of_deployment(wanted: Deployment, here: _Here, numbers: Numbers) -> list[Change]:
     number, is_there = numbers.of(wanted.model, wanted.number, wanted.line)
-    placed = dataclasses.replace(wanted, number=number)
+    listed = None if wanted.number is None else numbers.listed(wanted.model, wanted.number)
+    approve = listed.approve_template if listed is not None else ""
+    placed = dataclasses.replace(wanted, number=number, approve_template=approve)
     there = here.deployments.get(wanted.name)
     blank = there or Deployment(name=wanted.name, model="", replicas=-1)
     fields = tuple(

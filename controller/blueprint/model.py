@@ -65,6 +65,7 @@ class Deployment:
     name: str
     model: str
     number: int | None = None
+    approve_template: str = field(default="", compare=False)
     engine: str | None = None
     engine_version: str | None = None
     replicas: int = 1

@@ -249,6 +249,7 @@ class Blueprints:
                 replicas=fields.get("replicas"),
                 settings=settings or None,
                 version=fields.get("version"),
+                approve_template=(wanted.approve_template or None) if "version" in fields else None,
                 engine_version=fields.get("engine_version"),
                 requires=fields.get("requires"),
                 is_enabled=fields.get("is_enabled"),

@@ -82,6 +82,9 @@ class Replica:
     move_to: str | None = None
     succeeds: str | None = None
     stuck: Mapping[str, Any] = field(default_factory=dict)
+    move_since: datetime | None = None
+    move_failure: Mapping[str, Any] = field(default_factory=dict)
+    """Why its last move was given up (`code`, `message`, `hint`), empty when it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class DeploymentChange:
     requires: Sequence[str] | None = None
     is_enabled: bool | None = None
     disabled_answer: str | None = None
+    approve_template: str | None = None
+    """SHA-256 of that version's chat template, where it differs from what production has."""
     if_generation: int | None = None
     resource_version: int | None = None
 

@@ -6,7 +6,7 @@ nothing and starts nothing: the loop does, after the scheduler has planned.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from adapters import registry
 from adapters.contract import Adapter, Runtime
@@ -20,6 +20,7 @@ from controller.deployments.choosing import (
     given_settings,
 )
 from controller.deployments.model import Deployment, DeploymentChange, NewDeployment, Replica
+from controller.deployments.ports import EngineVersions, Installations, SecretHolder, TemplateCheck, Versions
 from controller.exchange import DeployableVersion, Observation, ReplicaReport
 from controller.versioned import check_version
 from core.errors import Failure
@@ -29,62 +30,6 @@ from core.infra import postgres
 from core.names import checked_name, did_you_mean, version_text
 from core.ports import EventLog, Wakeups
 from core.states import ReplicaState
-
-
-class Versions(Protocol):
-    """Where model versions come from; the controller's registry implements it."""
-
-    async def deployable(
-        self, connection: postgres.Connection, name: str, formats: frozenset[str] | None = None
-    ) -> DeployableVersion:
-        """Return the version that `name` means: `m@v2`, or the newest of `m`, of one of `formats` if there is one.
-
-        Raises:
-            Failure: `request.invalid_name`, `registry.model_not_found`, `registry.version_not_found`.
-        """
-
-    async def ensure_remote(self, connection: postgres.Connection, name: str) -> None:
-        """Register `name` as a model that lies elsewhere, unless there is a model or an alias of that name.
-
-        Raises:
-            Failure: `request.invalid_name`, `registry.name_taken`.
-        """
-
-    async def version(self, connection: postgres.Connection, version_id: str) -> DeployableVersion:
-        """Return one version by its id.
-
-        Raises:
-            Failure: `registry.version_not_found`.
-        """
-
-
-class SecretHolder(Protocol):
-    """Where the keys of external engines are; the controller's secrets implement it."""
-
-    async def hold(self, connection: postgres.Connection, name: str) -> None:
-        """Keep the secret `name` for the transaction.
-
-        Raises:
-            Failure: `secret.not_found`, `secret.unreadable`.
-        """
-
-
-class Installations(Protocol):
-    """Which versions of engines the nodes have; the controller's fleet implements it."""
-
-    def installed_versions(self, engine: str) -> frozenset[str]:
-        """Return every version of `engine` that some node says it has."""
-
-
-class EngineVersions(Protocol):
-    """Which version of an engine a deployment runs; the controller's engine installations implement it."""
-
-    async def chosen(self, connection: postgres.Connection, adapter: Adapter, asked: str | None) -> str:
-        """Return the version for a deployment that asks for `asked` (None: the default).
-
-        Raises:
-            Failure: `engine.below_floor`.
-        """
 
 
 class Deployments:
@@ -98,6 +43,7 @@ class Deployments:
         secrets: SecretHolder,
         installations: Installations,
         engine_versions: EngineVersions,
+        templates: TemplateCheck,
         events: EventLog[postgres.Connection],
         wakeups: Wakeups,
         ids: IdSource,
@@ -107,6 +53,7 @@ class Deployments:
         self._secrets = secrets
         self._installations = installations
         self._engine_versions = engine_versions
+        self._templates = templates
         self._events = events
         self._wakeups = wakeups
         self._ids = ids
@@ -209,9 +156,9 @@ class Deployments:
 
         Raises:
             Failure: `deployment.not_found`, `deployment.version_conflict`, `request.version_conflict`,
-                `request.invalid_field`, `registry.version_not_found`, `engine.version_unknown`,
-                `engine.format_unsupported`, `engine.capability_missing`, `engine.setting_invalid`,
-                `engine.setting_reserved`, `storage.unavailable`.
+                `request.invalid_field`, `registry.version_not_found`, `registry.template_changed`,
+                `engine.version_unknown`, `engine.format_unsupported`, `engine.capability_missing`,
+                `engine.setting_invalid`, `engine.setting_reserved`, `storage.unavailable`.
         """
         async with self._database.work(connection) as work:
             current = await self._locked(work, name)
@@ -221,14 +168,36 @@ class Deployments:
             if current.is_deleting:
                 raise Failure("deployment.version_conflict", f"deployment {name!r} is being deleted")
             row = await self._changed(work, current, wish)
+            approved = await self._approved(work, current, row, wish)
             what = _told_change(current, row)
             if not what:
                 return
             is_new_spec = any(row[field] != getattr(current, field) for field in _SPEC_FIELDS)
             if not await store.update(work, current, row, is_new_spec=is_new_spec):
                 raise _moved_on(name, current.generation)
-            await self._record(work, "deployment_changed", name, f"deployment {name} {what}")
+            more = {"approved_template": approved} if approved else {}
+            await self._record(work, "deployment_changed", name, f"deployment {name} {what}", **more)
         self._wakeups.wake("deployment_changed")
+
+    async def _approved(
+        self, connection: postgres.Connection, current: Deployment, row: Mapping[str, Any], wish: DeploymentChange
+    ) -> str:
+        """Return the digest of a chat template that this change newly approves, "" where none had to be."""
+        if wish.version is None:
+            if wish.approve_template is not None:
+                raise Failure(
+                    "request.invalid_field",
+                    "a chat template is approved for another version, and none is named",
+                    hint="name the version too, or leave approve_template out",
+                    param="approve_template",
+                )
+            return ""
+        if row["version_id"] == current.version_id:
+            return ""
+        command = f"slice update {current.name} --version v{wish.version}"
+        return await self._templates.checked(
+            connection, current.version_id, row["version_id"], approve=wish.approve_template, command=command
+        )
 
     async def _changed(
         self, connection: postgres.Connection, current: Deployment, wish: DeploymentChange
@@ -386,8 +355,10 @@ class Deployments:
             message, hint = f"a deployment named {name!r} exists", "change it, delete it, or choose another name"
         return Failure("deployment.name_taken", message, hint=hint, param="name")
 
-    async def _record(self, connection: postgres.Connection, kind: str, name: str, message: str) -> None:
-        happening = Happening(kind=kind, subject_kind=Subject.DEPLOYMENT, subject=name, message=message)
+    async def _record(
+        self, connection: postgres.Connection, kind: str, name: str, message: str, **data: object
+    ) -> None:
+        happening = Happening(kind=kind, subject_kind=Subject.DEPLOYMENT, subject=name, message=message, data=data)
         await self._events.record(connection, happening)
 
 

@@ -61,7 +61,8 @@ _REPLICA = """
 SELECT replica_id, deployment_id, version.version_id, version.number AS version, replica.spec_generation, node_id,
        replica.engine, replica.engine_version, replica.settings, promises, state, desired, incarnation, restarts, pid,
        host, port, load_s, code, message, log_tail, replica.created_at, state_since, drain_since,
-       base_url, replica.runtime, replica.image, is_leaving, move_to, succeeds, stuck
+       base_url, replica.runtime, replica.image, is_leaving, move_to, succeeds, stuck,
+       move_since, move_failure
   FROM controller.replica JOIN controller.deployment USING (deployment_id)
   JOIN controller.version ON version.version_id = coalesce(replica.version_id, deployment.version_id)
 """

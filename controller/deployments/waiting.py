@@ -6,7 +6,7 @@ every second).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.deployments.model import Deployment, RefusalRow, Replica
 from core.states import Desired, NodeState, ReplicaState
@@ -34,35 +34,84 @@ class Sight:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Block:
+    """Why replicas that are to end cannot be told to have ended: only their nodes, which are silent, could say so."""
+
+    code: str
+    message: str
+    hint: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Standing:
-    """`state` is ready, starting, waiting, failed, stopped or disabled; `waiting` is empty when ready."""
+    """`state` is ready, starting, waiting, failed, stopped or disabled; `waiting` is empty when ready.
+
+    `block` says what replicas that are still to stop wait for, where that is no matter of seconds.
+    """
 
     state: str
     ready_replicas: int
     waiting: str
+    block: Block | None = None
+
+
+def block_of(sights: Sequence[Sight]) -> Block | None:
+    """Return what `sights`, all of which are to end, wait for, or None when they end by themselves.
+
+    A silent node's engine may run and hold what it was promised: only the node's word, or an operator's, frees it.
+    """
+    names = tuple(sorted({sight.node_name for sight in sights if sight.node_state in _AWAY}))
+    if not names:
+        return None
+    one = len(names) == 1
+    which = f"node {names[0]} is" if one else f"nodes {', '.join(names)} are"
+    return Block(
+        code="replica.node_silent",
+        message=f"{which} silent: what ran there counts until {'it returns or is' if one else 'they return or are'} "
+        "forgotten",
+        hint=f"start the node agent there, or, if it will not return: `slice node forget {names[0]}`",
+        nodes=names,
+    )
+
+
+_AWAY = frozenset({NodeState.LOST, NodeState.OFFLINE})
 
 
 def standing(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRow | None) -> Standing:
     """Return how a deployment stands.
 
-    1. It is being deleted, or wants no replica: stopped; an operator has disabled it: disabled.
+    1. It is being deleted, or wants no replica: stopped; an operator has disabled it: disabled. What is still to stop
+       on a silent node is told.
     2. Enough replicas are ready on nodes that are heard of: ready.
     3. Else the replica nearest to ready decides the sentence; a refusal is added where replicas are missing, unless
        both are about silent nodes: the refusal's numbers are older.
     4. No replica at all: the refusal's message, or that placement is about to look.
     """
+    is_ending = deployment.is_deleting or not deployment.is_enabled or deployment.replicas == 0
+    if is_ending:
+        return _ending(deployment, sights)
+    standing_now = _wanted(deployment, sights, refusal)
+    return replace(standing_now, block=block_of([one for one in sights if one.replica.desired != Desired.RUN.value]))
+
+
+def _ending(deployment: Deployment, sights: Sequence[Sight]) -> Standing:
+    block, left = block_of(sights), len(sights)
+    still = f"; {left} replica{'s' if left != 1 else ''} still to stop" if left else ""
+    state, sentence = "stopped", f"it is scaled to 0 replicas{still if block else ''}"
+    if deployment.is_deleting:
+        sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
+    elif not deployment.is_enabled:
+        state, sentence = "disabled", f"it is disabled{still}"
+    if block is not None:
+        sentence = f"{sentence}; {block.message}"
+    ready = sum(1 for sight in sights if is_serving(sight))
+    return Standing(state=state, ready_replicas=ready, waiting=sentence, block=block)
+
+
+def _wanted(deployment: Deployment, sights: Sequence[Sight], refusal: RefusalRow | None) -> Standing:
     wanted = [sight for sight in sights if sight.replica.desired == Desired.RUN.value]
     ready = sum(1 for sight in wanted if is_serving(sight))
-    if deployment.is_deleting:
-        left = len(sights)
-        sentence = f"it is being deleted; {left} replica{'s' if left != 1 else ''} still to stop"
-        return Standing(state="stopped", ready_replicas=ready, waiting=sentence)
-    if not deployment.is_enabled:
-        left = len(sights)
-        tail = f"; {left} replica{'s' if left != 1 else ''} still to stop" if left else ""
-        return Standing(state="disabled", ready_replicas=ready, waiting=f"it is disabled{tail}")
-    if deployment.replicas == 0:
-        return Standing(state="stopped", ready_replicas=ready, waiting="it is scaled to 0 replicas")
     if ready >= deployment.replicas:
         return Standing(state="ready", ready_replicas=ready, waiting="")
     unready = [sight for sight in wanted if not is_serving(sight)]

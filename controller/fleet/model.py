@@ -1,6 +1,7 @@
 """The fleet's values: nodes as rows and as they are now, and the messages of the session protocol.
 
-The gRPC edge (`controller.api.node_wire`) makes the inbound ones from checked protobuf and renders the outbound ones.
+The gRPC edge makes the inbound ones from checked protobuf (`controller.api.node_wire`) and renders the outbound ones
+(`controller.api.node_orders`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -95,18 +95,41 @@ class Leaving:
             Failure: `node.not_found`, `storage.unavailable`.
         """
 
-        async def work() -> None:
+        async def work() -> bool:
             async with self._database.transaction() as connection:
-                node = await self._node(connection, word)
-                if not await store.drain(connection, node.node_id, is_forced=is_forced):
-                    return
-                forced = ", by force" if is_forced else ""
-                await self._tell_node(connection, node, "node_draining", f"is drained{forced}")
-                if not await store.held(connection, node.node_id):
-                    await self._tell_node(connection, node, "node_drained", "holds no replica any more")
+                return await self._drain(connection, await self._node(connection, word), is_forced=is_forced)
 
-        await postgres.repeated(work)
-        self._wakeups.wake("node_draining")
+        if await postgres.repeated(work):
+            self._wakeups.wake("node_draining")
+
+    async def drain_itself(self, node_id: NodeId) -> bool:
+        """Drain a node on its own word; return False when there is none with this id.
+
+        Raises:
+            Failure: `node.in_use` when it is the controller's own; `storage.unavailable`.
+        """
+
+        async def work() -> tuple[bool, bool]:
+            async with self._database.transaction() as connection:
+                node = await store.node_of(connection, node_id)
+                if node is None:
+                    return False, False
+                self._check_may_go(node, is_forced=True)
+                return True, await self._drain(connection, node, is_forced=False)
+
+        is_there, is_changed = await postgres.repeated(work)
+        if is_changed:
+            self._wakeups.wake("node_draining")
+        return is_there
+
+    async def _drain(self, connection: postgres.Connection, node: store.HeldNode, *, is_forced: bool) -> bool:
+        if not await store.drain(connection, node.node_id, is_forced=is_forced):
+            return False
+        forced = ", by force" if is_forced else ""
+        await self._tell_node(connection, node, "node_draining", f"is drained{forced}")
+        if not await store.held(connection, node.node_id):
+            await self._tell_node(connection, node, "node_drained", "holds no replica any more")
+        return True
 
     async def move(self, replica_id: str, word: str) -> None:
         """Let a replica leave for the node `word`; a second move goes elsewhere instead.
@@ -173,19 +196,54 @@ class Leaving:
             async with self._database.transaction() as connection:
                 node = await self._node(connection, word)
                 self._check_may_go(node, is_forced=is_forced)
-                gone = await store.forget(connection, node.node_id)
-                serials = await self._certificates.revoke(connection, Role.NODE, node.node_id)
-                await registry_store.sweep(connection)
-                for replica_id in gone:
-                    message = f"a replica is gone with node {node.name}, which was forgotten"
-                    await self._tell_replica(connection, replica_id, "replica_gone", message)
-                await self._tell_node(connection, node, "node_forgotten", "was forgotten")
-                return node, serials
+                return node, await self._forget(connection, node, "node_forgotten", "was forgotten")
 
-        node, serials = await postgres.repeated(work)
+        self._forgotten(*await postgres.repeated(work))
+
+    async def leave(self, node_id: NodeId) -> None:
+        """Forget a node on its own word, whatever state it is in; nothing happens when there is none with this id.
+
+        Raises:
+            Failure: `node.in_use` when it is the controller's own; `storage.unavailable`.
+        """
+
+        async def work() -> tuple[store.HeldNode, frozenset[str]] | None:
+            async with self._database.transaction() as connection:
+                node = await store.node_of(connection, node_id)
+                if node is None:
+                    return None
+                self._check_may_go(node, is_forced=True)
+                return node, await self._forget(connection, node, "node_left", "has left the cluster")
+
+        done = await postgres.repeated(work)
+        if done is not None:
+            self._forgotten(*done)
+
+    async def _forget(
+        self, connection: postgres.Connection, node: store.HeldNode, kind: str, sentence: str
+    ) -> frozenset[str]:
+        gone = await store.forget(connection, node.node_id)
+        serials = await self._certificates.revoke(connection, Role.NODE, node.node_id)
+        await registry_store.sweep(connection)
+        for replica_id in gone:
+            message = f"a replica is gone with node {node.name}, which {sentence}"
+            await self._tell_replica(connection, replica_id, "replica_gone", message)
+        await self._tell_node(connection, node, kind, sentence)
+        return serials
+
+    def _forgotten(self, node: store.HeldNode, serials: frozenset[str]) -> None:
         self._fleet.forget(NodeId(node.node_id), node.created_at)  # first: it says why the session ends
         self._certificates.forbid(serials)
         self._wakeups.wake("node_forgotten")
+
+    async def is_known(self, node_id: NodeId) -> bool:
+        """Return whether there is a node with this id.
+
+        Raises:
+            Failure: `storage.unavailable`.
+        """
+        async with self._database.transaction() as connection:
+            return await store.node_of(connection, node_id) is not None
 
     async def expiries(self) -> dict[str, datetime]:
         """Return when the newest certificate of each node ends, by node id.

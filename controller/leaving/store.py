@@ -13,6 +13,10 @@ _NODE = """
 SELECT node_id, name, is_cordoned, drain_since, created_at FROM controller.node
  WHERE name = %(word)s OR node_id = %(word)s ORDER BY name = %(word)s DESC LIMIT 1 FOR NO KEY UPDATE
 """
+_NODE_OF = """
+SELECT node_id, name, is_cordoned, drain_since, created_at FROM controller.node
+ WHERE node_id = %(node_id)s FOR NO KEY UPDATE
+"""
 _NODE_NAMES = "SELECT name FROM controller.node ORDER BY name"
 _CORDON = "UPDATE controller.node SET is_cordoned = true WHERE node_id = %(node_id)s AND NOT is_cordoned"
 _UNCORDON = """
@@ -42,18 +46,19 @@ SELECT replica_id, deployment.name AS deployment, replica.spec_generation = depl
  WHERE replica_id = %(replica_id)s FOR NO KEY UPDATE OF replica
 """
 _MOVE = """
-UPDATE controller.replica SET is_leaving = true, move_to = %(move_to)s, stuck = '{}'
+UPDATE controller.replica
+   SET is_leaving = true, move_to = %(move_to)s, move_since = now(), move_failure = '{}', stuck = '{}'
  WHERE replica_id = %(replica_id)s AND move_to IS DISTINCT FROM %(move_to)s
 """
 # On a node that drains it still is to leave, only not for that node.
 _STAY = """
-UPDATE controller.replica SET move_to = NULL, stuck = '{}',
+UPDATE controller.replica SET move_to = NULL, move_since = NULL, stuck = '{}',
        is_leaving = EXISTS (SELECT 1 FROM controller.node WHERE node.node_id = replica.node_id
                                                            AND drain_since IS NOT NULL)
  WHERE replica_id = %(replica_id)s
 """
 _STAY_FROM = """
-UPDATE controller.replica SET move_to = NULL, stuck = '{}',
+UPDATE controller.replica SET move_to = NULL, move_since = NULL, stuck = '{}',
        is_leaving = EXISTS (SELECT 1 FROM controller.node WHERE node.node_id = replica.node_id
                                                            AND drain_since IS NOT NULL)
  WHERE move_to = %(node_id)s
@@ -106,6 +111,11 @@ class Expiry:
 async def node(connection: postgres.Connection, word: str) -> HeldNode | None:
     """Return the node with this name, or else this id, and hold its row."""
     return await postgres.fetch_one(connection, HeldNode, _NODE, {"word": word})
+
+
+async def node_of(connection: postgres.Connection, node_id: str) -> HeldNode | None:
+    """Return the node with this id, whatever others are called, and hold its row."""
+    return await postgres.fetch_one(connection, HeldNode, _NODE_OF, {"node_id": node_id})
 
 
 async def node_names(connection: postgres.Connection) -> list[str]:

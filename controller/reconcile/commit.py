@@ -20,7 +20,7 @@ from core.ids import IdSource, NodeId
 from core.infra import postgres
 from core.ports import EventLog
 from core.states import Desired
-from scheduler.outcome import Plan, Refusal, Start, Stop
+from scheduler.outcome import GivenUp, Plan, Refusal, Start, Stop
 
 
 class StalePlanError(Exception):
@@ -67,7 +67,8 @@ class Commit:
         """
         refusals = _changed_refusals(picture, plan)
         sticking = _changed_stuck(picture, plan)
-        if plan.is_empty and steps.is_empty and not refusals and not sticking and not _cured(picture, plan):
+        is_quiet = plan.is_empty and steps.is_empty and not plan.given_up
+        if is_quiet and not refusals and not sticking and not _cured(picture, plan):
             return 0
         async with self._database.transaction() as connection:
             await self._leadership.fence(connection)
@@ -87,6 +88,8 @@ class Commit:
             changed += await self._steps(work, steps)
             for refusal in refusals:
                 changed += await self._refuse(work, refusal)
+            for ended in plan.given_up:
+                changed += await self._give_up(work, ended)
             for row, stuck in sticking:
                 changed += await self._stick(work, row, stuck)
             for deployment_id in _cured(picture, plan):
@@ -220,6 +223,25 @@ class Commit:
         )
         return 1
 
+    async def _give_up(self, work: _Work, ended: GivenUp) -> int:
+        row, successor = work.replicas[ended.replica_id], work.replicas.get(ended.successor or "")
+        refusal = ended.refusal
+        message = refusal.message + (f": {successor.message}" if successor is not None and successor.message else "")
+        failure = {"code": refusal.code, "message": message, "hint": refusal.hint}
+        if not await store.give_up(work.connection, row, failure):
+            raise StalePlanError
+        name = work.deployments[row.deployment_id].name
+        node = work.node_names.get(row.move_to or "", "")
+        await self._record(
+            work,
+            "replica_move_given_up",
+            row.replica_id,
+            f"a replica of {name} stays where it is: {message}",
+            refusal.code,
+            {"node": node},
+        )
+        return 1
+
     async def _record(
         self, work: _Work, kind: str, replica_id: str, message: str, reason: str, data: Mapping[str, object]
     ) -> None:
@@ -251,10 +273,11 @@ def _changed_stuck(picture: Picture, plan: Plan) -> list[tuple[Replica, Mapping[
         }
         for one in plan.stuck
     }
+    ended = {one.replica_id for one in plan.given_up}
     return [
         (row, now.get(row.replica_id, {}))
         for row in picture.replicas
-        if row.desired == Desired.RUN.value and row.stuck != now.get(row.replica_id, {})
+        if row.desired == Desired.RUN.value and row.replica_id not in ended and row.stuck != now.get(row.replica_id, {})
     ]
 
 

@@ -164,5 +164,7 @@ def _replica(row: Replica, live: Mapping[NodeId, NodeNow]) -> ReplicaView:
         created_at=row.created_at,
         is_leaving=row.is_leaving,
         move_to=NodeId(row.move_to) if row.move_to else None,
+        move_since=row.move_since,
+        restarts=row.restarts,
         succeeds=ReplicaId(row.succeeds) if row.succeeds else None,
     )

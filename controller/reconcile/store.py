@@ -30,6 +30,13 @@ UPDATE controller.replica SET desired = %(desired)s, drain_since = coalesce(drai
 _STICK = """
 UPDATE controller.replica SET stuck = %(stuck)s WHERE replica_id = %(replica_id)s AND is_leaving AND desired = 'run'
 """
+# As when an operator ends a move: on a node that drains it still is to leave, only not for that node.
+_GIVE_UP = """
+UPDATE controller.replica SET move_to = NULL, move_since = NULL, stuck = '{}', move_failure = %(failure)s,
+       is_leaving = EXISTS (SELECT 1 FROM controller.node WHERE node.node_id = replica.node_id
+                                                           AND drain_since IS NOT NULL)
+ WHERE replica_id = %(replica_id)s AND move_to = %(move_to)s AND desired = 'run'
+"""
 _GONE_EVENT = """
 INSERT INTO controller.replica_event (replica_id, from_state, to_state, incarnation, message)
 SELECT replica_id, state, 'stopped', incarnation, 'forgotten' FROM controller.replica WHERE replica_id = %(replica_id)s
@@ -77,6 +84,12 @@ async def stick(connection: postgres.Connection, replica_id: str, stuck: Mapping
     """Write why nothing can take a leaving replica's place, or with nothing in `stuck` that something can."""
     row = {"replica_id": replica_id, "stuck": Jsonb(stuck)}
     return bool(await postgres.execute(connection, _STICK, row))
+
+
+async def give_up(connection: postgres.Connection, before: Replica, failure: Mapping[str, Any]) -> bool:
+    """End a replica's move because of `failure`; return False when it no longer moves to that node."""
+    row = {"replica_id": before.replica_id, "move_to": before.move_to, "failure": Jsonb(failure)}
+    return bool(await postgres.execute(connection, _GIVE_UP, row))
 
 
 async def forget(connection: postgres.Connection, replica_id: str) -> bool:

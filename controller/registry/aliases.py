@@ -50,7 +50,7 @@ class Aliases:
         """Let `name` stand for `target` from now on: a model, or a version of it as `m@v2`.
 
         `approve_template` approves the chat template of that version, by its SHA-256, where `name` stands for a version
-        in production that has another one.
+        in production, or for a model with one, of this model or another, that has another one.
 
         Raises:
             Failure: `request.invalid_name`, `request.invalid_field`, `registry.name_taken`, `registry.model_not_found`,
@@ -90,15 +90,30 @@ class Aliases:
         """Return the digest that `approve` newly approves: who asks for this alias must not meet another template."""
         await alias_store.locked(connection, name)
         alias = next((one for one in await alias_store.aliases(connection) if one.name == name), None)
-        before = None
-        if alias is not None and (alias.model, alias.version is None) == (model.name, False):
-            before = await self._registry.numbered(connection, model, alias.version or 0)
-        is_asked = before is not None and before.stage == Stage.PRODUCTION.value
-        if not is_asked and approve is None:
+        served = None if alias is None else await self._served(connection, alias)
+        if served is None and approve is None:
             return ""
         command = f"slice alias set {name} {version_text(model.name, version.number)}"
-        approved = await checked_template(connection, model, version, approve=approve, command=command)
-        return approved if is_asked else ""
+        approved = await checked_template(
+            connection, model, version, approve=approve, command=command, served=served or ()
+        )
+        return "" if served is None else approved
+
+    async def _served(self, connection: postgres.Connection, alias: Alias) -> list[str] | None:
+        """Return the templates that whoever asks for `alias` may talk through now, None when none is in production.
+
+        1. It stands for a version: that one's.
+        2. It stands for a whole model: any that a version of it in production has, or had.
+        """
+        model = await store.model(connection, alias.model)
+        versions = [] if model is None else await store.versions_of(connection, model.model_id)
+        live = [one for one in versions if one.stage == Stage.PRODUCTION.value]
+        if alias.version is not None:  # 1
+            found = next((one for one in live if one.number == alias.version), None)
+            return None if found is None else [found.chat_template_sha256]
+        if model is None or not live:
+            return None
+        return await alias_store.production_templates(connection, model.model_id)  # 2
 
     async def delete(
         self, name: str, *, expected: int | None = None, connection: postgres.Connection | None = None

@@ -1,9 +1,9 @@
 """Chat templates in production: what a model's users talk through does not change unless somebody approves it.
 
-Comes in: a version that goes to production, or to which an alias goes that stands for one in production. Goes out:
-leave, or `registry.template_changed`. Called by `controller.registry.stages` and `aliases`, in their transactions. A
-template counts as approved when a version of the same model with it is or was in production: the history of stages
-remembers it even when that version is gone.
+Comes in: a version that goes to production, or to which an alias or a deployment goes that stands for one there. Goes
+out: leave, or `registry.template_changed`. Called by `controller.registry.stages` and `aliases`, and by
+`controller.deployments`, in their transactions. A template counts as approved when a version of the same model with it
+is or was in production: the history of stages remembers it even when that version is gone.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,54 @@ from controller.registry.model import Model, Version
 from core.errors import Failure
 from core.infra import postgres
 from core.names import version_text
+from core.states import Stage
 
 _SHOWN = 12
 
 
 async def checked_template(
-    connection: postgres.Connection, model: Model, version: Version, *, approve: str | None, command: str
+    connection: postgres.Connection,
+    model: Model,
+    version: Version,
+    *,
+    approve: str | None,
+    command: str,
+    served: Sequence[str] = (),
 ) -> str:
     """Return the digest that `approve` has newly approved, "" where nothing had to be.
 
-    `command` is what an operator types to do the same with an approval.
+    `command` is what an operator types to do the same with an approval; `served` are templates that count as approved
+    besides the model's own, since whoever asks talks through them already.
 
     Raises:
         Failure: `registry.template_changed`.
     """
-    approved = await alias_store.production_templates(connection, model.model_id)
+    approved = [*await alias_store.production_templates(connection, model.model_id), *served]
     there = await store.versions_of(connection, model.model_id)
     return verdict(model.name, version, approved, there, approve=approve, command=command)
+
+
+class Templates:
+    """What deployments ask before they go to another version: `controller.deployments.ports.TemplateCheck`."""
+
+    async def checked(
+        self, connection: postgres.Connection, before_id: str, after_id: str, *, approve: str | None, command: str
+    ) -> str:
+        """Return the digest that `approve` newly approves for a deployment that goes from one version to another.
+
+        Only what stands for a version in production asks.
+
+        Raises:
+            Failure: `registry.template_changed`.
+        """
+        versions = {one.version_id: one for one in await store.versions(connection)}
+        before, after = versions[before_id], versions[after_id]
+        is_asked = before.stage == Stage.PRODUCTION.value
+        if not is_asked and approve is None:
+            return ""
+        model = next(one for one in await store.models(connection) if one.model_id == after.model_id)
+        approved = await checked_template(connection, model, after, approve=approve, command=command)
+        return approved if is_asked else ""
 
 
 def verdict(

@@ -317,3 +317,11 @@ def read_secret(block: ClusterBlock, name: str) -> str:
         raise Failure(
             "cluster.not_running", f"{block.secret_file(name)} cannot be read", hint="run `slice up` first"
         ) from error
+
+
+def own_node_id(block: MachineBlock) -> str:
+    """Return the id that this machine's node agent has given itself, "" before its first start."""
+    try:
+        return str(json.loads((block.node_dir / "identity.json").read_text())["node_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,7 +1,8 @@
 """The recorded block of a machine that joined a cluster: which one, as whom, and where its controller is.
 
 Written once by `slice node join` to `DATA/node.json`, the last of what it writes: a directory with this file is a
-node's, whole; one without it never joined. Read by every process of ours on that machine.
+node's, whole; one without it never joined, or has left. Read by every process of ours on that machine. `slice node
+leave` renames it when the cluster knows the node no more, which is one step, and removes the renamed one last of all.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from core.infra import cluster
 from core.infra.cluster import PORTS, MachineBlock
 
 FILE = "node.json"
+LEFT_FILE = "node.left.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +64,17 @@ def is_moved(data_dir: Path) -> bool:
         Failure: `cluster.data_dir_unusable`.
     """
     return cluster.is_file_moved(data_dir / FILE)
+
+
+def mark_left(block: NodeBlock) -> None:
+    """Make `block`'s directory one that has left, of which remains are to be removed."""
+    block.file.rename(block.data_dir / LEFT_FILE)
+
+
+def left(data_dir: Path) -> NodeBlock | None:
+    """Return the block of a node that has left, and of which not all was removed, or None.
+
+    Raises:
+        Failure: `cluster.data_dir_unusable` when it is unreadable, damaged or of a newer release.
+    """
+    return cluster.block_in(data_dir / LEFT_FILE, NodeBlock)

@@ -83,6 +83,21 @@ def test_undeploy_deletes_the_deployment(filled: PlayedCluster, slice_: Slice) -
     assert filled.sent("DELETE") == [("deployments/smollm2", None)]
 
 
+def test_undeploy_and_ps_say_what_a_silent_node_keeps_and_what_cures_it(filled: PlayedCluster, slice_: Slice) -> None:
+    blocked = {
+        "code": "replica.node_silent",
+        "message": "node far is silent: what ran there counts until it returns or is forgotten",
+        "hint": "start the node agent there, or, if it will not return: `slice node forget far`",
+        "nodes": ["far"],
+    }
+    filled.replicas = [things.replica(state="lost", desired="stop", blocked=blocked)]
+    filled.deployments["smollm2"].update({"waiting": "it is being deleted", "blocked": blocked})
+    for words in (("ps",), ("deployments",), ("undeploy", "smollm2")):
+        ended = slice_(*words)
+        assert ended.code == 0
+        assert "`slice node forget far`" in ended.out + ended.err
+
+
 def test_rm_of_a_deployed_model_is_refused_with_the_way_out(filled: PlayedCluster, slice_: Slice) -> None:
     ended = slice_("rm", "smollm2")
     assert ended.code == 5

@@ -211,6 +211,64 @@ async def test_a_second_move_goes_elsewhere_and_a_cancelled_one_nowhere(cluster:
         )
 
 
+async def test_a_move_whose_successor_crash_loops_is_given_up_and_the_old_one_stays_in_service(
+    cluster: Cluster,
+) -> None:
+    async with Boxes(cluster) as boxes, PlayedDoor(cluster.socket) as door:
+        await boxes.add("a")
+        await deploy_fake(cluster)
+        (old,) = await boxes.until_on("a", 1)
+        await door.until_routed("fake", 1)
+        other = await boxes.add("b", obeys=False)
+        path = f"replicas/{old['id']}"
+        await cluster.ok("POST", f"{path}/move", {"node": "b"})
+        (new,) = await boxes.until_on("b", 1)
+        await other.set(new["id"], "crash_loop", code="engine.exited", message="the engine ended with code 3")
+        stays = await boxes.until(path, lambda one: one["move_failure"], "the end of the move")
+        assert stays["leaving"] is None
+        assert (stays["state"], stays["desired"]) == ("ready", "run")
+        assert stays["move_failure"]["code"] == "replica.move_given_up"
+        assert stays["move_failure"]["message"] == (
+            "the move was given up: its successor on node b died too often: the engine ended with code 3"
+        )
+        assert "`slice move" in stays["move_failure"]["hint"]
+        await boxes.until("replicas", lambda all_: wanted(all_) == {old["id"]}, "the successor's end")
+        route = door.route("fake")
+        assert route is not None
+        assert [target.replica_id for target in route.targets] == [old["id"]]
+        assert (await boxes.kinds()).count("replica_move_given_up") == 1
+        other.obeys = True
+        other.replicas.clear()
+        await boxes.add("c")
+        await cluster.ok("POST", f"{path}/move", {"node": "c"})
+        await boxes.until_on("c", 1)
+        await boxes.until("replicas", lambda all_: old["id"] not in wanted(all_), "the second move")
+
+
+async def test_a_move_that_finds_no_place_for_ten_minutes_is_given_up_and_a_drain_goes_on(cluster: Cluster) -> None:
+    async with Boxes(cluster) as boxes:
+        await boxes.add("a")
+        await deploy_fake(cluster)
+        (old,) = await boxes.until_on("a", 1)
+        await until_state(cluster, "fake", "ready")
+        gone = await boxes.add("b", obeys=False)
+        path = f"replicas/{old['id']}"
+        await cluster.ok("POST", f"{path}/move", {"node": "b"})
+        await boxes.until_on("b", 1)
+        gone.is_beating = False
+        await boxes.until("nodes/b", lambda one: one["state"] == "lost", "the loss")
+        await boxes.until(path, lambda one: one["leaving"]["refusal"], "why it waits")
+        async with cluster.database() as connection:
+            await connection.execute("UPDATE controller.replica SET move_since = now() - interval '10 minutes'")
+        stays = await boxes.until(path, lambda one: one["move_failure"], "the end of the move")
+        assert stays["leaving"] is None
+        assert "node b has not been heard of" in stays["move_failure"]["message"]
+        await boxes.add("c")
+        await cluster.ok("POST", f"{path}/move", {"node": "c"})
+        assert (await cluster.get(path))["move_failure"] is None, "another move begins anew"
+        await boxes.until_on("c", 1)
+
+
 def wanted(answer: Any) -> set[str]:
     return {one["id"] for one in answer["items"] if one["desired"] == "run"}
 
@@ -286,6 +344,29 @@ async def test_only_a_lost_node_is_forgotten_and_its_replicas_are_placed_elsewhe
         await boxes.until_on("b", 1)
         assert (await until_state(cluster, "fake", "ready"))["ready_replicas"] == 1
         assert "node_forgotten" in await boxes.kinds()
+
+
+async def test_a_deletion_that_waits_for_a_dead_node_says_so_until_the_node_is_forgotten(cluster: Cluster) -> None:
+    async with Boxes(cluster) as boxes:
+        gone = await boxes.add("a")
+        await deploy_fake(cluster)
+        (replica,) = await boxes.until_on("a", 1)
+        await until_state(cluster, "fake", "ready")
+        assert (await cluster.get("deployments/fake"))["blocked"] is None
+        await gone.hang_up()
+        await boxes.until("nodes/a", lambda one: one["state"] == "lost", "the loss")
+        told = await cluster.ok("DELETE", "deployments/fake")
+        assert told["blocked"]["code"] == "replica.node_silent"
+        assert "node a is silent" in told["waiting"]
+        assert "`slice node forget a`" in told["blocked"]["hint"]
+        shown = await boxes.until(f"replicas/{replica['id']}", lambda one: one["desired"] == "stop", "the wish")
+        assert shown["blocked"]["nodes"] == ["a"]
+        assert (await cluster.request("DELETE", "/api/v1/nodes/a"))[0] == 204
+
+        async def is_gone() -> bool:
+            return (await cluster.request("GET", "/api/v1/deployments/fake"))[0] == 404
+
+        await until_async(is_gone, what="the deployment's end")
 
 
 async def test_a_living_node_is_forgotten_only_by_force_and_its_session_ends(cluster: Cluster) -> None:

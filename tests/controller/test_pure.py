@@ -11,7 +11,7 @@ from adapters.contract import ModelFacts
 from controller.deployments.choosing import chosen_adapter
 from controller.deployments.mirror import lost, mirrored
 from controller.deployments.model import Deployment, RefusalRow, Replica
-from controller.deployments.waiting import Sight, standing
+from controller.deployments.waiting import Sight, Standing, standing
 from controller.exchange import Observation, ReplicaReport
 from controller.fleet import session
 from controller.fleet.lease import AwakeClock, Timers, node_state
@@ -266,6 +266,41 @@ def test_a_deployment_without_replicas_tells_of_its_refusal() -> None:
     assert standing(deployment(), [], refusal).waiting == "no room"
     assert standing(deployment(replicas=0), [], None).state == "stopped"
     assert standing(deployment(is_deleting=True), [], None).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"is_deleting": True}, "it is being deleted; 1 replica still to stop; "),
+        ({"is_enabled": False}, "it is disabled; 1 replica still to stop; "),
+        ({"replicas": 0}, "it is scaled to 0 replicas; 1 replica still to stop; "),
+    ],
+    ids=["deleted", "disabled", "scaled"],
+)
+def test_an_ending_that_waits_for_a_silent_node_says_which_and_what_cures_it(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    def found(state: NodeState) -> Standing:
+        sight = Sight(replica=replica(state="lost", desired="stop"), node_name="far", node_state=state)
+        return standing(deployment(**changes), [sight], None)
+
+    for state in (NodeState.LOST, NodeState.OFFLINE):
+        block = found(state).block
+        assert block is not None
+        assert (block.code, block.nodes) == ("replica.node_silent", ("far",))
+        assert "`slice node forget far`" in block.hint
+        assert found(state).waiting == sentence + block.message
+    for state in (NodeState.READY, NodeState.SUSPECT):
+        assert found(state).block is None, "it may end any moment"
+
+
+def test_a_living_deployment_tells_of_what_it_cannot_get_rid_of() -> None:
+    serving = Sight(replica=replica(state="ready"), node_name="box", node_state=NodeState.READY)
+    old = Sight(replica=replica(state="lost", desired="stop"), node_name="far", node_state=NodeState.LOST)
+    replaced = Sight(replica=replica(state="lost"), node_name="far", node_state=NodeState.LOST)
+    found = standing(deployment(), [serving, old], None)
+    assert (found.state, found.waiting, found.block is not None) == ("ready", "", True)
+    assert standing(deployment(), [serving, replaced], None).block is None, "it is wanted again when its node returns"
 
 
 @pytest.mark.parametrize(

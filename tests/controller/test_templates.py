@@ -123,6 +123,48 @@ async def test_an_alias_leaves_a_version_in_production_only_for_an_approved_temp
         await cluster.ok("PUT", "aliases/chat", {"model": "m"})
 
 
+async def test_an_alias_of_a_whole_model_or_of_another_one_is_no_way_around_the_approval(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await with_templates(cluster, node, A, B)
+        await with_templates(cluster, node, C, A, name="n")
+        await moved(cluster, 1, "staging", "production")
+        path = "/api/v1/aliases/chat"
+        for before in ("m", "m@v1"):
+            await cluster.ok("PUT", "aliases/chat", {"model": "n@v2"})
+            await cluster.ok("PUT", "aliases/chat", {"model": before})
+            for after in ("m@v2", "n@v1"):
+                refused = await cluster.request("PUT", path, {"model": after})
+                assert error(refused) == (409, "registry.template_changed"), (before, after)
+            await cluster.ok("PUT", "aliases/chat", {"model": "n@v2"})
+        await cluster.ok("PUT", "aliases/chat", {"model": "m"})
+        assert (await cluster.ok("PUT", "aliases/chat", {"model": "n@v1", "approve_template": sha(C)}))["model"] == "n"
+
+
+async def test_a_deployment_leaves_a_version_in_production_only_for_an_approved_template(cluster: Cluster) -> None:
+    async with PlayedNode(cluster.socket) as node:
+        await with_templates(cluster, node, A, B, A)
+        await cluster.ok("POST", "deployments", {"model": "m@v2", "name": "m", "replicas": 0})
+        await cluster.ok("PATCH", "deployments/m", {"version": 1})
+        await moved(cluster, 1, "staging", "production")
+        path = "/api/v1/deployments/m"
+        status, refused = await cluster.request("PATCH", path, {"version": 2})
+        assert (status, refused["error"]["code"]) == (409, "registry.template_changed")
+        assert "`slice update m --version v2 --approve-template SHA256`" in refused["error"]["hint"]
+        assert (await cluster.get("deployments/m"))["version"] == 1
+        wrong = await cluster.request("PATCH", path, {"version": 2, "approve_template": sha(A)})
+        assert error(wrong) == (409, "registry.template_changed")
+        alone = await cluster.request("PATCH", path, {"approve_template": sha(B)})
+        assert error(alone) == (400, "request.invalid_field")
+        assert (await cluster.ok("PATCH", "deployments/m", {"version": 3}))["version"] == 3, "the same template"
+        await cluster.ok("PATCH", "deployments/m", {"version": 1})
+        body = {"version": 2, "approve_template": sha(B)}
+        assert (await cluster.ok("PATCH", "deployments/m", body))["version"] == 2
+        events = [
+            one for one in (await cluster.get("events?limit=1000"))["items"] if one["kind"] == "deployment_changed"
+        ]
+        assert events[-1]["data"] == {"approved_template": sha(B)}
+
+
 @pytest.mark.parametrize("digest", ["ab", sha(A).upper(), f"sha256:{sha(A)}", ""])
 async def test_only_a_whole_digest_approves(cluster: Cluster, digest: str) -> None:
     await cluster.ok("POST", "pulls", {"name": "fake"})

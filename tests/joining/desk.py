@@ -75,6 +75,12 @@ class SecureController(Controller):
         self.serials: list[str] = []
         self.renewed: list[str] = []
         self.refuse_renewal: node_pb2.Reject | None = None
+        self.leaves: list[bool] = []
+        self.remaining: list[node_pb2.Remaining] = []
+        self.refuse_leave: node_pb2.Reject | None = None
+        self.is_gone = False
+        self.holds_answers = asyncio.Event()
+        """Set: an answer to a leave is never sent, though what it asks for is done."""
 
     async def Session(self, requests: AsyncIterator[node_pb2.NodeMessage], context: Any) -> None:
         self.serials.append(_holder(context).serial)
@@ -89,6 +95,15 @@ class SecureController(Controller):
         return node_pb2.RenewReply(
             certificate_pem=given.certificate_pem, authority_pem=self.desk.authority.certificate_pem
         )
+
+    async def Leave(self, request: node_pb2.LeaveRequest, context: Any) -> node_pb2.LeaveReply:
+        self.leaves.append(request.is_final)
+        if self.refuse_leave is not None:
+            return node_pb2.LeaveReply(reject=self.refuse_leave)
+        self.is_gone = self.is_gone or request.is_final
+        if self.holds_answers.is_set():
+            await asyncio.Event().wait()
+        return node_pb2.LeaveReply(is_gone=self.is_gone, remaining=[] if self.is_gone else self.remaining)
 
 
 def _holder(context: Any) -> certificates.Holder:

@@ -46,7 +46,7 @@ async def two() -> AsyncIterator[Two]:
             yield Two(here=here, there=there, there_place=other)
 
 
-async def test_a_machine_joins_serves_survives_and_leaves(two: Two) -> None:
+async def test_a_machine_joins_serves_survives_leaves_and_joins_again(two: Two) -> None:
     line = await two.line("--labels", "rack=b")
     facts = await two.there.json("node", "join", *line.split()[3:], "--name", "far")
     assert facts["node_name"] == "far"
@@ -106,6 +106,18 @@ async def test_a_machine_joins_serves_survives_and_leaves(two: Two) -> None:
     await two.there.slice("up")
     await until_async(is_ready, 20.0, "the node, again")
     await until_async(serves, 60.0, "the replica, again")
+
+    first = await two.node("far")
+    left = await two.there.slice("node", "leave", "--timeout", "1s", code=5)
+    assert "it may run on node far only" in left.err, "it is pinned there: nothing can take its place"
+    assert (await two.node("far"))["is_cordoned"] is True
+    await two.there.slice("node", "leave", "--now", timeout_s=120)
+    assert two.there.leftovers() == []
+    assert await two.node("far") == {}
+    assert not list(two.there.data_dir.glob("*tls*"))
+    await two.there.slice("node", "join", *(await two.line()).split()[3:], "--name", "far")
+    await until_async(serves, 60.0, "the deployment, on the same machine as another node")
+    assert (await two.node("far"))["id"] != first["id"]
 
 
 def _part(machine: Machine, name: str) -> int:

@@ -366,6 +366,54 @@ async def test_an_engine_that_dies_too_often_is_left_alone(node: Node, controlle
     assert not list(node.shim_dir.glob("*.sock"))
 
 
+async def test_a_crash_loop_outlives_the_node_agent_and_ends_when_it_is_wanted_anew(
+    node: Node, controller: Controller
+) -> None:
+    policy = {"first_delay_s": 0.01, "loop_exits": 3}
+    await node.start(restart_policy=policy)
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want(exit_at_start=1)))
+    before = await nodes.until_state(controller, "crash_loop")
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        await node.end(number)
+        hellos = len(controller.hellos)
+        await node.start(restart_policy=policy)
+        await trees.until(lambda seen=hellos: len(controller.hellos) > seen)
+        (told,) = controller.hellos[-1].observed.replicas
+        assert (told.state, told.incarnation, told.restarts) == ("crash_loop", 3, before.restarts)
+        assert (told.code, told.message, told.exit_code) == (before.code, before.message, before.exit_code)
+    await controller.want(nodes.desired(2, nodes.want(exit_at_start=1, desired="stop")))
+    await nodes.until_state(controller, "stopped")
+    await controller.want(nodes.desired(3, nodes.want(exit_at_start=1)))
+    again = await nodes.until_state(controller, "crash_loop")
+    assert again.incarnation == 6, "three more tries, after somebody asked for them"
+
+
+async def test_exits_are_counted_over_restarts_of_the_node_agent_and_a_back_off_is_waited_out(
+    node: Node, controller: Controller
+) -> None:
+    slow = {"first_delay_s": 30.0, "loop_exits": 2}
+    await node.start(restart_policy=slow)
+    await trees.until(lambda: controller.hellos)
+    await controller.want(nodes.desired(1, nodes.want(exit_at_start=1)))
+    before = await nodes.until_state(controller, "backoff")
+    await node.end(signal.SIGKILL)
+    hellos = len(controller.hellos)
+    await node.start(restart_policy=slow)
+    await trees.until(lambda: len(controller.hellos) > hellos)
+    (told,) = controller.hellos[-1].observed.replicas
+    assert (told.state, told.incarnation) == ("backoff", 1)
+    assert 0.0 < told.retry_in_s < before.retry_in_s, "the wait goes on, it does not begin anew"
+    await node.end(signal.SIGKILL)
+    file = node.data_dir / "replicas" / "rep_one" / "tries.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "wake_at": 0.0}))  # its time has come
+    await node.start(restart_policy=slow)
+    report = await nodes.until_state(controller, "crash_loop")
+    assert (report.incarnation, report.restarts) == (2, 1)
+    assert "it ended 2 times" in report.message
+
+
 async def test_stopping_everything_leaves_no_process_and_no_socket(node: Node, controller: Controller) -> None:
     await node.start()
     await trees.until(lambda: controller.hellos)

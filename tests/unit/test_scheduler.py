@@ -171,6 +171,14 @@ def test_a_cordoned_only_node_is_named():
 def test_a_node_that_waits_for_its_approval_gets_no_replica_and_is_named():
     answer = plan(picture(node("box", is_approved=False), deployment()))
     assert refused(answer).message == "node box waits for `slice node approve`"
+    assert "slice node approve" in refused(answer).hint
+    assert "node_approved" in refused(answer).cured_by
+    assert "node_uncordoned" not in refused(answer).cured_by
+
+
+def test_of_a_cordoned_node_and_one_that_waits_the_cordon_is_the_shorter_way():
+    answer = plan(picture(node("a", is_approved=False), node("b", is_cordoned=True), deployment()))
+    assert refused(answer).message == "node b is cordoned"
 
 
 def test_an_engine_that_no_node_has_is_refused_with_each_node_s_reason():

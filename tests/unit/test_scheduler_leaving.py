@@ -1,6 +1,7 @@
 """Replicas that are to leave their node: a successor first, and never the last copy for nothing."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
 from scheduler.plan import buckets, obstacle, plan
 from scheduler.reconcile import Bucket
-from tests.unit.pictures import applied, cpu, deployment, node, picture, replica, settled
+from tests.unit.pictures import NOW, applied, cpu, deployment, node, picture, replica, settled
 
 S = ReplicaState
 
@@ -138,6 +139,60 @@ def test_a_move_to_a_node_that_cannot_take_it_waits_though_another_could():
     answer = plan(picture(node("a"), node("b"), node("c", is_cordoned=True), deployment(), target))
     assert answer.is_empty
     assert stuck(answer)["x"].message == "node c is cordoned"
+
+
+THREE = [node("a"), node("b"), node("c"), deployment()]
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "says"),
+    [
+        (S.FAILED, 0, "its successor on node c cannot run there"),
+        (S.CRASH_LOOP, 4, "its successor on node c died too often"),
+        (S.BACKOFF, 3, "its successor on node c died 4 times"),
+        (S.BACKOFF, 2, ""),
+        (S.STARTING, 9, ""),
+        (S.READY, 9, ""),
+    ],
+)
+def test_a_move_is_given_up_when_its_successor_cannot_run(state, restarts, says):
+    successor = replica("y", "c", state, restarts=restarts, succeeds="rep_x")
+    answer = plan(picture(*THREE, leaving("x", "a", move_to="nod_c"), successor))
+    told = {one.replica_id: (one.successor, one.refusal.message) for one in answer.given_up}
+    assert told == ({"rep_x": ("rep_y", f"the move was given up: {says}")} if says else {})
+    assert not answer.starts
+    assert not answer.stuck
+    if says:
+        assert answer.given_up[0].refusal.code == "replica.move_given_up"
+        assert not answer.stops
+        stays = replica("x", "a")
+        assert stopped(plan(picture(*THREE, stays, successor))) == ["y"], "the next look, without the marks"
+
+
+@pytest.mark.parametrize(("waited_s", "is_over"), [(599, False), (600, True)])
+def test_a_move_for_which_there_is_no_place_is_given_up_after_ten_minutes(waited_s, is_over):
+    nodes = [node("a"), node("c", is_cordoned=True), deployment()]
+    since = NOW - timedelta(seconds=waited_s)
+    answer = plan(picture(*nodes, leaving("x", "a", move_to="nod_c", move_since=since)))
+    assert [one.refusal.message for one in answer.given_up] == (
+        ["the move was given up: node c is cordoned"] if is_over else []
+    )
+    assert list(stuck(answer)) == ([] if is_over else ["x"])
+
+
+def test_a_drain_is_never_given_up_nor_is_a_move_off_a_node_that_is_drained_by_force():
+    crashing = replica("y", "c", S.CRASH_LOOP, restarts=4, succeeds="rep_x")
+    long_ago = NOW - timedelta(hours=1)
+    assert not plan(picture(*THREE, leaving("x", "a"), crashing)).given_up
+    forced = node("a", is_cordoned=True, is_drain_forced=True)
+    moving = leaving("x", "a", move_to="nod_c", move_since=long_ago)
+    assert not plan(picture(forced, *THREE[1:], moving, crashing)).given_up
+
+
+def test_a_successor_elsewhere_says_nothing_of_the_node_that_is_meant_now():
+    elsewhere = replica("y", "b", S.CRASH_LOOP, restarts=4, succeeds="rep_x")
+    answer = plan(picture(*THREE, leaving("x", "a", move_to="nod_c"), elsewhere))
+    assert not answer.given_up
 
 
 def test_a_second_move_drops_the_successor_of_the_first_that_does_not_serve_yet():

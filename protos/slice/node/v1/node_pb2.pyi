@@ -60,6 +60,34 @@ class RenewReply(_message.Message):
     authority_pem: str
     def __init__(self, reject: _Optional[_Union[Reject, _Mapping]] = ..., certificate_pem: _Optional[str] = ..., authority_pem: _Optional[str] = ...) -> None: ...
 
+class LeaveRequest(_message.Message):
+    __slots__ = ("is_final",)
+    IS_FINAL_FIELD_NUMBER: _ClassVar[int]
+    is_final: bool
+    def __init__(self, is_final: _Optional[bool] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ("reject", "is_gone", "remaining")
+    REJECT_FIELD_NUMBER: _ClassVar[int]
+    IS_GONE_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    reject: Reject
+    is_gone: bool
+    remaining: _containers.RepeatedCompositeFieldContainer[Remaining]
+    def __init__(self, reject: _Optional[_Union[Reject, _Mapping]] = ..., is_gone: _Optional[bool] = ..., remaining: _Optional[_Iterable[_Union[Remaining, _Mapping]]] = ...) -> None: ...
+
+class Remaining(_message.Message):
+    __slots__ = ("replica_id", "deployment", "waiting", "is_stuck")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    IS_STUCK_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    deployment: str
+    waiting: str
+    is_stuck: bool
+    def __init__(self, replica_id: _Optional[str] = ..., deployment: _Optional[str] = ..., waiting: _Optional[str] = ..., is_stuck: _Optional[bool] = ...) -> None: ...
+
 class NodeMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "observed", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]

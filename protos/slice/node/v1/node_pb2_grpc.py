@@ -119,6 +119,11 @@ class NodeControlStub:
                 request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.SerializeToString,
                 response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/slice.node.v1.NodeControl/Leave',
+                request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveReply.FromString,
+                _registered_method=True)
         self.SendLog = channel.stream_unary(
                 '/slice.node.v1.NodeControl/SendLog',
                 request_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LogChunk.SerializeToString,
@@ -143,6 +148,14 @@ class NodeControlServicer:
 
     def Renew(self, request, context):
         """Before its certificate runs out, over the connection that the old one made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """A joined node asks for its own end, by its certificate: its machine has no operator's key. Each call is whole and may
+        be repeated, so that whoever asks may die at any moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +187,11 @@ def add_NodeControlServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.FromString,
                     response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveRequest.FromString,
+                    response_serializer=protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveReply.SerializeToString,
             ),
             'SendLog': grpc.stream_unary_rpc_method_handler(
                     servicer.SendLog,
@@ -240,6 +258,33 @@ class NodeControl:
             '/slice.node.v1.NodeControl/Renew',
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewRequest.SerializeToString,
             protos_dot_slice_dot_node_dot_v1_dot_node__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slice.node.v1.NodeControl/Leave',
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveRequest.SerializeToString,
+            protos_dot_slice_dot_node_dot_v1_dot_node__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,
