@@ -127,7 +127,11 @@ class NodeListeners:
             return _configuration(given, is_mutual=is_mutual)
 
         initial = _configuration(given, is_mutual=is_mutual)
-        return grpc.dynamic_ssl_server_credentials(initial, current, require_client_authentication=is_mutual)
+        return grpc.dynamic_ssl_server_credentials(
+            initial,
+            current,  # type: ignore[arg-type]  # the stubs do not know of None
+            require_client_authentication=is_mutual,
+        )
 
 
 def _configuration(shown: _Shown, *, is_mutual: bool) -> grpc.ServerCertificateConfiguration:
