@@ -171,6 +171,9 @@ async def _measured(home: Path) -> list[Section]:
             headers={"Authorization": f"Bearer {cluster.read_secret(bench.block, 'operator_token')}"},
         ) as admin:
             return await _run(bench, admin)
+    except AssertionError:
+        _say((bench.block.log_dir / "controller.log").read_text()[-3000:])
+        raise
     finally:
         await bench.stop()
 
@@ -269,7 +272,10 @@ async def _storm(bench: Bench, admin: aiohttp.ClientSession, began: float, cpu_s
         await asyncio.sleep(0.2)  # looking costs the controller something itself
         return bool(storm.ready_s) and len(storm.applied) >= NODES
 
-    await until_async(is_over, _STORM_S, f"{NODES} nodes, {len(storm.opened)} open")
+    try:
+        await until_async(is_over, _STORM_S, f"{NODES} nodes")
+    finally:
+        _say(f"opened {len(storm.opened)}, had orders {len(storm.applied)}, refused {dict(storm.refused)}")
     return storm
 
 
@@ -333,9 +339,9 @@ def _storms(first: Storm, second: Storm, losses: Counter[str]) -> Section:
     return Section(
         title=f"Storms of {NODES} hellos",
         method="First: all dial at once a controller that runs. Second: SIGKILL to the controller, two seconds in "
-        "which all notice, and from the start of its next process on; the nodes dial with their own back-off. Open: the "
-        "node has its HelloAck. Ready: as /metrics tells. Orders: the desired set has come. CPU is until all are ready, "
-        f"in the second storm with the controller's start. Transitions recorded in the second storm: {lost}.",
+        "which all notice, and from the start of its next process on; the nodes dial with their own back-off. Open: "
+        "the node has its HelloAck. Ready: as /metrics tells. Orders: the desired set has come. CPU is until all are "
+        f"ready, in the second storm with the controller's start. Transitions recorded in the second storm: {lost}.",
         header=(
             "storm",
             "open: first / median / last",
@@ -355,9 +361,9 @@ def _steady(bench: Bench, acks: list[float], losses: Counter[str], broken: Count
     return Section(
         title=f"{NODES} sessions for {took_s:.0f} s",
         method=f"Each session is the node agent's own loop with its own channel, TCP connection and TLS handshake: a "
-        f"heartbeat every {bench.heartbeat_s:g} s (10 % jitter), the whole observation (5 replicas, 3 files, 4 engines) "
-        "every 5 s, 5 devices. An acknowledgement's latency is from before the heartbeat is written to when the node's "
-        "loop has read the answer, the clients' own waiting for a core included.",
+        f"heartbeat every {bench.heartbeat_s:g} s (10 % jitter), the whole observation (5 replicas, 3 files, 4 "
+        "engines) every 5 s, 5 devices. An acknowledgement's latency is from before the heartbeat is written to when "
+        "the node's loop has read the answer, the clients' own waiting for a core included.",
         header=("figure", "value", "bar"),
         rows=(
             ("acknowledgements", str(len(acks)), f"{NODES / bench.heartbeat_s * took_s:.0f} expected"),
