@@ -8,6 +8,7 @@ python -m bench copies     a model's file from node to node; needs no cluster
 python -m bench failover   machines lost under load; needs root and `ip netns`
 python -m bench streams    fifty streams while a machine is killed, cut off, suspended, rebooted, drained; likewise
 python -m bench controller the controller killed under load; likewise
+python -m bench sessions   1,000 nodes by mTLS on one controller, and two storms of hellos
 python -m bench scenario   one simulated hour of 1,000 nodes and 5,000 replicas, with faults
 """
 
@@ -16,7 +17,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import copies, engines, failover, latency, memory, plane, report, scenario, startup, streams
+from bench import copies, engines, failover, latency, memory, plane, report, scenario, sessions, startup, streams
 from tests.fakes import hub as hubs
 from tests.system.cluster import a_cluster
 from tests.system.four_engines import missing, serving_four
@@ -41,6 +42,9 @@ def main(chosen: list[str]) -> int:
         return 0
     if wanted == {"copies"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-copies", copies.measured()).read_text())
+        return 0
+    if wanted == {"sessions"}:
+        print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-sessions", sessions.measured()).read_text())
         return 0
     if wanted == {"scenario"}:
         print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-scenario", scenario.measured()).read_text())

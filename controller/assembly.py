@@ -15,6 +15,7 @@ from controller.blueprint.service import Blueprints
 from controller.deployments.service import Deployments
 from controller.engines.choosing import EngineVersions
 from controller.engines.service import EngineInstallations
+from controller.fleet.admission import Bounds
 from controller.fleet.logs import LogRelay
 from controller.fleet.members import Members
 from controller.fleet.service import Fleet
@@ -73,6 +74,7 @@ class Facts:
     node_host: str
     node_port: int
     heartbeat_s: float
+    hellos: Bounds
     loop: LoopConfig
     own_node_id: Callable[[], str] = str
 
@@ -101,8 +103,11 @@ def build(
         database=database,
         wakeups=wakeups,
         clock=clock,
+        chance=lambda: int.from_bytes(entropy.token_bytes(4)) / 2**32,
         heartbeat_s=facts.heartbeat_s,
         leader_epoch=leadership.epoch,
+        bounds=facts.hellos,
+        log=log,
     )
     authority = AuthorityFiles(facts.secrets_dir, cluster_id=facts.cluster_id, clock=clock)
     certificates = Certificates(database=database, authority=authority, clock=clock, cluster_id=facts.cluster_id)

@@ -23,6 +23,7 @@ from controller.api.node_servicer import NodeServicer
 from controller.api.routes_servicer import RoutesServicer
 from controller.api.serving import ControlSocket, HttpServer, claimed
 from controller.api.stage import Parts, Stage
+from controller.fleet.admission import Bounds
 from controller.leadership import RENEW_S, Leadership, LeadershipLostError
 from controller.ledger.service import Bell
 from controller.reconcile.loop import LoopConfig
@@ -71,6 +72,7 @@ class ControllerConfig:
     node_port: int = 0
     own_node_id: Callable[[], str] = str
     """Returns the id of the node on the controller's own machine, "" while there is none."""
+    hellos: Bounds = Bounds()  # noqa: RUF009 - frozen
 
 
 async def run(config: ControllerConfig, *, clock: Clock, entropy: assembly.Entropy, log: Log) -> None:
@@ -158,6 +160,7 @@ class Controller:
         await self._retried(parts.fleet.load)
         await self._retried(parts.certificates.load)
         self.stage.begin(parts)
+        guard.eternal("hellos", parts.fleet.take_hellos())
         guard.eternal("reconcile", parts.loop.run())
         guard.eternal("leases", _ticking(parts))
         nodes = NodeServicer(stage=self.stage, engine_seed=self._config.engine_seed, clock=self._clock, log=self._log)
@@ -207,6 +210,7 @@ class Controller:
             node_host=config.node_host,
             node_port=config.node_port,
             heartbeat_s=config.heartbeat_s,
+            hellos=config.hellos,
             loop=LoopConfig(
                 cpu_reserve_bytes=config.cpu_memory_reserve_bytes,
                 drain_timeout_s=config.drain_timeout_s,

@@ -110,6 +110,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "node.certificate_limited": (Kind.UNAVAILABLE, Retry.LATER),
     "node.not_reachable": (Kind.UNAVAILABLE, Retry.LATER),
     "node.in_use": (Kind.CONFLICT, Retry.NEVER),
+    "node.controller_busy": (Kind.UNAVAILABLE, Retry.LATER),
     "node.not_listening": (Kind.CONFLICT, Retry.NEVER),
     "key.not_found": (Kind.NOT_FOUND, Retry.NEVER),
     "key.name_taken": (Kind.CONFLICT, Retry.NEVER),

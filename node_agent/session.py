@@ -38,6 +38,7 @@ _HEARTBEAT_JITTER = 0.1
 _BACK_OFF_BASE_S = 0.2
 _BACK_OFF_CAP_S = 5.0
 _FATAL_PAUSE_S = 30.0
+_TOLD_JITTER = 0.25
 _FAULT_PAUSE_S = 5.0
 _GOODBYE_DEADLINE_S = 2.0
 
@@ -77,6 +78,14 @@ def back_off_s(attempt: int, chance: float) -> float:
     Source: "full jitter" in AWS Architecture Blog, Exponential Backoff And Jitter.
     """
     return chance * min(_BACK_OFF_CAP_S, _BACK_OFF_BASE_S * 2.0 ** min(attempt, 16))
+
+
+def pause_s(attempt: int, chance: float, told_s: float) -> float:
+    """Return the wait before reconnect `attempt`: what the controller told and up to a quarter more, else the back-off.
+
+    A controller that answers knows best when it can take this node; those it told the same come apart by their chances.
+    """
+    return told_s * (1.0 + _TOLD_JITTER * chance) if told_s > 0 else back_off_s(attempt, chance)
 
 
 class Session:
@@ -131,27 +140,30 @@ class Session:
         attempt = 0
         while not self._leaving.is_set():
             connection = _Connection(self._parts())
-            pause_s = 0.0
+            told_s, was_answered = 0.0, False
             try:
                 await self._hold(connection)
             except Rejected as rejected:
-                pause_s = rejected.pause_s
+                told_s, was_answered = rejected.pause_s, True
                 self._log.warning("session_rejected", code=rejected.code, message=rejected.message)
                 await self._standing.tell(
                     State.REFUSED, code=rejected.code, message=rejected.message, hint=rejected.hint
                 )
             except Failure as failure:
-                pause_s = _FAULT_PAUSE_S
+                told_s = _FAULT_PAUSE_S
                 await self._note_fault(failure)
             except (_Lapsed, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
                 await self._note_end(_words(error), was_open=connection.is_open)
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end the node agent, nor go on hot
-                pause_s = _FAULT_PAUSE_S
+                told_s = _FAULT_PAUSE_S
                 self._log.error("session_failed", error=repr(error), exc=error)
             attempt = 0 if connection.is_open else attempt + 1
             if not self._leaving.is_set():
-                has_returned = await self._redialling.rest(max(pause_s, back_off_s(attempt, self._chance())))
-                attempt = 0 if has_returned else attempt
+                wait_s = pause_s(attempt, self._chance(), told_s)
+                if was_answered:  # it is there, and knows best when it can take this node
+                    await self._pause(wait_s)
+                elif await self._redialling.rest(wait_s):
+                    attempt = 0
         self._has_left.set()
         # An eternal task: its owner cancels it. Its end by itself would be a failure of the process.
         await asyncio.Event().wait()

@@ -1,5 +1,6 @@
 """Composition root of the controller: `python -m cli.roots.controller DATA/cluster.json`."""
 
+import resource
 import sys
 
 import uvloop
@@ -41,6 +42,9 @@ async def work(block: ClusterBlock, log: Log) -> None:
         node_port=wanted.node_port,
         own_node_id=lambda: cluster.own_node_id(block),
     )
+    # A thousand nodes are a thousand connections; a shell's usual soft limit is 1,024 files.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     await process.run(config, clock=SystemClock(), entropy=SystemEntropy(), log=log)
 
 

@@ -111,12 +111,32 @@ class NodeListeners:
         )
 
     def _credentials(self, *, is_mutual: bool) -> grpc.ServerCredentials:
-        def current() -> grpc.ServerCertificateConfiguration:
-            shown = self._shown  # read once: this runs in a thread of gRPC's
-            roots = shown.roots if is_mutual else None
-            return grpc.ssl_server_certificate_configuration([(shown.key, shown.chain)], roots)
+        given = self._shown
 
-        return grpc.dynamic_ssl_server_credentials(current(), current, require_client_authentication=is_mutual)
+        def current() -> grpc.ServerCertificateConfiguration | None:
+            """Return what to show from now on, None while it is what was shown last; runs in a thread of gRPC's.
+
+            gRPC replaces its context for every answer but None and frees the old one while other handshakes still
+            reach for it: with a new answer at each handshake a storm of them ends this process
+            (`grpc_ssl_server_security_connector::try_fetch_ssl_server_credentials` of its security connector).
+            """
+            nonlocal given
+            if self._shown is given:
+                return None
+            given = self._shown
+            return _configuration(given, is_mutual=is_mutual)
+
+        initial = _configuration(given, is_mutual=is_mutual)
+        return grpc.dynamic_ssl_server_credentials(
+            initial,
+            current,  # type: ignore[arg-type]  # the stubs do not know of None
+            require_client_authentication=is_mutual,
+        )
+
+
+def _configuration(shown: _Shown, *, is_mutual: bool) -> grpc.ServerCertificateConfiguration:
+    roots = shown.roots if is_mutual else None
+    return grpc.ssl_server_certificate_configuration([(shown.key, shown.chain)], roots)
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> None:

@@ -18,7 +18,8 @@ from controller.api.stage import END, Parts, Stage
 from controller.fleet import service as fleets
 from controller.fleet.logs import Chunk
 from controller.fleet.model import Refuse, ReplicaOrder, Revoked
-from controller.fleet.service import Fleet, RefusedError
+from controller.fleet.reception import RefusedError
+from controller.fleet.service import Fleet
 from core import protocols
 from core.apikeys import engine_key
 from core.clock import Clock
@@ -79,13 +80,14 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             raise Failure("node.hello_required", f"the first message must be Hello, within {HELLO_DEADLINE_S:.0f} s")
         # Only now: a node whose stream ends while it still writes its hello never reads why.
         holder = callers.node_holder(context, parts.certificates)
-        hello = node_wire.hello(first.hello)
-        if holder is not None and holder.identity.name != hello.node_id:
+        if holder is not None and holder.identity.name != first.hello.node_id:
             raise Failure(
                 "node.certificate_invalid",
-                f"the certificate names node {holder.identity.name}, the hello {hello.node_id}",
+                f"the certificate names node {holder.identity.name}, the hello {first.hello.node_id[:80]}",
                 hint="a copied data directory? delete its node identity and join again",
             )
+        parts.fleet.check_room(NodeId(first.hello.node_id))  # what is sent away is not even looked at
+        hello = node_wire.hello(first.hello)
         return await parts.fleet.open(hello, is_remote=holder is not None), holder
 
     def _bound(self, session: fleets.Session, parts: Parts, holder: Holder | None) -> Callable[[], None]:

@@ -8,6 +8,7 @@ state, so the event loop is its lock.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,7 +16,9 @@ from controller.exchange import EngineFact, Observation
 from controller.fleet import lease as machine
 from controller.fleet import session as protocol
 from controller.fleet import store
+from controller.fleet.admission import Bounds
 from controller.fleet.brake import Brake
+from controller.fleet.greeting import Greeting
 from controller.fleet.lease import Timers
 from controller.fleet.leases import Leases
 from controller.fleet.model import (
@@ -30,12 +33,13 @@ from controller.fleet.model import (
     Refuse,
     Welcome,
 )
+from controller.fleet.reception import Reception, RefusedError
 from controller.fleet.significance import significant
 from core.clock import Clock
 from core.devices import DeviceReading
-from core.errors import Failure
 from core.ids import NodeId
 from core.infra import postgres
+from core.infra.logs import Log
 from core.ports import Wakeups
 from core.states import NodeState
 
@@ -110,7 +114,16 @@ class Fleet:
     """Every node of the cluster, live."""
 
     def __init__(
-        self, *, database: postgres.Database, wakeups: Wakeups, clock: Clock, heartbeat_s: float, leader_epoch: int
+        self,
+        *,
+        database: postgres.Database,
+        wakeups: Wakeups,
+        clock: Clock,
+        chance: Callable[[], float],
+        heartbeat_s: float,
+        leader_epoch: int,
+        bounds: Bounds,
+        log: Log,
     ) -> None:
         self._database = database
         self._wakeups = wakeups
@@ -119,6 +132,8 @@ class Fleet:
         self.timers = Timers(heartbeat_s=heartbeat_s)
         self._leases = Leases(self.timers, clock.monotonic())
         self._entries: dict[NodeId, _Entry] = {}
+        greeting = Greeting(database, self._unwritten, log)
+        self.reception = Reception(greeting.write, clock=clock, chance=chance, bounds=bounds)
 
     def installed_versions(self, engine: str) -> frozenset[str]:
         """Return every version of `engine` that some node said it has, when it last said what it has."""
@@ -149,12 +164,14 @@ class Fleet:
         """
         async with self._database.snapshot() as connection:
             rows = await store.nodes(connection)
-            devices = await store.devices(connection)
+            devices: dict[str, list[DeviceReading]] = {}
+            for device in await store.devices(connection):
+                devices.setdefault(device.node_id, []).append(device.reading())
         for row in rows:
             self._leases.add(NodeId(row.node_id), has_left=row.state == NodeState.OFFLINE.value)
             self._entries[NodeId(row.node_id)] = _Entry(
                 row=row,
-                devices=tuple(device.reading() for device in devices if device.node_id == row.node_id),
+                devices=tuple(devices.get(row.node_id, ())),
             )
 
     async def open(self, hello: Hello, *, is_remote: bool = False) -> Session:
@@ -169,19 +186,7 @@ class Fleet:
                 self._entries[hello.node_id].rivals += 1
                 self._wakeups.wake("node_rival")
             raise RefusedError(refusal)
-        try:
-            async with self._database.transaction() as connection:
-                known = await store.node(connection, hello.node_id)
-                refusal = protocol.membership(hello, known, is_remote=is_remote)
-                if refusal is not None:
-                    raise RefusedError(refusal)
-                row = await store.upsert(connection, hello)
-        except Failure as failure:
-            if hello.node_id in self._entries:
-                self._happened(hello.node_id, machine.Knocked())
-            raise RefusedError(
-                Refuse(code=failure.code, message=failure.message, hint=failure.hint, retry_after_ms=2000)
-            ) from failure
+        row = await self.reception.admitted(hello, is_remote=is_remote, is_known=self._is_known(hello.node_id))
         entry = self._entries.setdefault(hello.node_id, _Entry(row=row))
         for effect in self._happened(hello.node_id, machine.Opened(row.session_epoch)):
             if isinstance(effect, machine.Stale):
@@ -212,6 +217,27 @@ class Fleet:
         )
         self._wakeups.wake("node_hello")
         return session
+
+    def check_room(self, node_id: NodeId) -> None:
+        """See whether a hello of this node would be taken up now, before anything that costs more is done for it.
+
+        Raises:
+            RefusedError: `node.controller_busy`.
+        """
+        self.reception.check(node_id, is_known=self._is_known(node_id))
+
+    def _is_known(self, node_id: NodeId) -> bool:
+        """Return whether a node was here before and may work."""
+        entry = self._entries.get(node_id)
+        return entry is not None and entry.row.is_approved and entry.row.boot_id != ""
+
+    async def take_hellos(self) -> None:
+        """Write the hellos that wait, for ever."""
+        await self.reception.run()
+
+    def _unwritten(self, node_id: NodeId) -> None:
+        if node_id in self._entries:
+            self._happened(node_id, machine.Knocked())
 
     def living(self, node_id: NodeId) -> protocol.Living | None:
         """Return the machine of the session that a node has now, if it still lives."""
@@ -385,11 +411,3 @@ class Fleet:
         """Return the living session of a node."""
         entry = self._entries.get(node_id)
         return None if entry is None or entry.session is None or entry.session.is_closed else entry.session
-
-
-class RefusedError(Exception):
-    """A hello was not accepted; `refusal` says why."""
-
-    def __init__(self, refusal: Refuse) -> None:
-        self.refusal = refusal
-        super().__init__(refusal.message)

@@ -1,13 +1,15 @@
 """The fleet's SQL: nodes and their devices. Called by `controller.fleet.service` and `controller.reconcile`."""
 
 import re
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from controller.exchange import EngineFact
 from controller.fleet.model import DeviceRow, Hello, NodeRow
+from core.devices import DeviceReading
 from core.infra import postgres
 from core.names import NAME_PATTERN
 
@@ -37,6 +39,48 @@ ON CONFLICT (node_id) DO UPDATE SET
     plane_host = excluded.plane_host, plane_port = excluded.plane_port,
     session_epoch = node.session_epoch + 1, session_at = now()
 """
+# Held in one order: whoever writes several nodes does, so that none of them wait for each other in a circle.
+_GREET = """
+WITH said AS (
+    SELECT * FROM jsonb_to_recordset(%(said)s) AS one(node_id text, machine_id text, boot_id text, agent_version text,
+        hostname text, system text, machine text, cpu_count integer, memory_bytes bigint, disk_total_bytes bigint,
+        labels jsonb, engines jsonb, plane_host text, plane_port integer)),
+held AS (
+    SELECT node.node_id FROM controller.node JOIN said USING (node_id) WHERE node.joined_at IS NOT NULL
+     ORDER BY node.node_id FOR NO KEY UPDATE OF node)
+UPDATE controller.node SET
+    machine_id = said.machine_id, boot_id = said.boot_id, agent_version = said.agent_version,
+    hostname = said.hostname, system = said.system, machine = said.machine, cpu_count = said.cpu_count,
+    memory_bytes = said.memory_bytes, disk_total_bytes = said.disk_total_bytes, labels = said.labels,
+    engines = said.engines, plane_host = said.plane_host, plane_port = said.plane_port,
+    session_epoch = node.session_epoch + 1, session_at = now()
+  FROM said JOIN held USING (node_id)
+ WHERE node.node_id = said.node_id
+RETURNING node.node_id, name, node.machine_id, node.boot_id, node.agent_version, node.hostname, node.system,
+    node.machine, node.cpu_count, node.memory_bytes, node.disk_total_bytes, node.labels || given_labels AS labels,
+    node.engines, state, is_cordoned, session_epoch, generation, desired_digest, created_at, node.plane_host,
+    node.plane_port, is_approved, joined_at, drain_since, is_drain_forced
+"""
+_FORGET_OTHER_DEVICES = """
+WITH said AS (SELECT * FROM jsonb_to_recordset(%(devices)s) AS one(node_id text, device_id text))
+DELETE FROM controller.device WHERE node_id = ANY(%(node_ids)s)
+   AND NOT EXISTS (SELECT 1 FROM said WHERE said.node_id = device.node_id AND said.device_id = device.device_id)
+"""
+# What is as before is not touched: a storm of hellos after a restart writes no device at all.
+_PUT_DEVICES = """
+WITH said AS (
+    SELECT * FROM jsonb_to_recordset(%(devices)s) AS one(node_id text, device_id text, kind text, name text,
+        total_bytes bigint, is_simulated boolean))
+INSERT INTO controller.device (node_id, device_id, kind, name, total_bytes, is_simulated)
+SELECT DISTINCT ON (node_id, device_id) node_id, device_id, kind, name, total_bytes, is_simulated FROM said
+ WHERE NOT EXISTS (
+    SELECT 1 FROM controller.device AS known
+     WHERE (known.node_id, known.device_id, known.kind, known.name, known.total_bytes, known.is_simulated)
+         = (said.node_id, said.device_id, said.kind, said.name, said.total_bytes, said.is_simulated))
+ ORDER BY node_id, device_id
+ON CONFLICT (node_id, device_id) DO UPDATE SET kind = excluded.kind, name = excluded.name,
+    total_bytes = excluded.total_bytes, is_simulated = excluded.is_simulated
+"""
 _FORGET_DEVICES = "DELETE FROM controller.device WHERE node_id = %(node_id)s"
 _INSERT_DEVICE = """
 INSERT INTO controller.device (node_id, device_id, kind, name, total_bytes, is_simulated)
@@ -47,9 +91,34 @@ _SET_ENGINES = """
 UPDATE controller.node SET engines = %(engines)s WHERE node_id = %(node_id)s AND engines <> %(engines)s
 """
 _SET_DESIRED = """
-UPDATE controller.node SET generation = %(generation)s, desired_digest = %(digest)s
- WHERE node_id = %(node_id)s AND generation < %(generation)s
+WITH held AS (
+    SELECT node_id, one.generation, one.digest
+      FROM jsonb_to_recordset(%(sets)s) AS one(node_id text, generation bigint, digest text)
+      JOIN controller.node USING (node_id) WHERE node.generation < one.generation
+     ORDER BY node_id FOR NO KEY UPDATE OF node)
+UPDATE controller.node SET generation = held.generation, desired_digest = held.digest
+  FROM held WHERE node.node_id = held.node_id
+RETURNING node.node_id
 """
+_HELD = """
+SELECT node_id, state, generation, is_approved FROM controller.node WHERE node_id = ANY(%(node_ids)s)
+ ORDER BY node_id FOR NO KEY UPDATE
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldNode:
+    """What is asked of a node's row while it is held."""
+
+    node_id: str
+    state: str
+    generation: int
+    is_approved: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NodeId:
+    node_id: str
 
 
 async def nodes(connection: postgres.Connection) -> list[NodeRow]:
@@ -67,6 +136,32 @@ async def devices(connection: postgres.Connection) -> list[DeviceRow]:
     return await postgres.fetch_all(connection, DeviceRow, _DEVICES)
 
 
+async def greet(connection: postgres.Connection, hellos: Sequence[Hello]) -> list[NodeRow]:
+    """Write what joined nodes say of themselves, each node once, and count their sessions; return their rows.
+
+    A node without a row, or one that has not joined, has none afterwards either: it is not among what is returned.
+    """
+    said = [
+        {name: value.obj if isinstance(value, Jsonb) else value for name, value in _row(hello, "").items()}
+        for hello in hellos
+    ]
+    rows = await postgres.fetch_all(connection, NodeRow, _GREET, {"said": Jsonb(said)})
+    written = {row.node_id for row in rows}
+    devices = [
+        _device(hello, device) for hello in hellos if hello.node_id in written for device in hello.inventory.devices
+    ]
+    values = {"node_ids": sorted(written), "devices": Jsonb(devices)}
+    await postgres.execute(connection, _FORGET_OTHER_DEVICES, values)
+    await postgres.execute(connection, _PUT_DEVICES, values)
+    return rows
+
+
+async def held(connection: postgres.Connection, node_ids: Iterable[str]) -> dict[str, HeldNode]:
+    """Hold the rows of several nodes for the transaction and return what of them an observation is judged by."""
+    rows = await postgres.fetch_all(connection, HeldNode, _HELD, {"node_ids": sorted(node_ids)})
+    return {row.node_id: row for row in rows}
+
+
 async def upsert(connection: postgres.Connection, hello: Hello) -> NodeRow:
     """Write what a node says of itself and count its session; a name that another node has gets a suffix."""
     name = node_name(hello.node_name)
@@ -81,15 +176,7 @@ async def upsert(connection: postgres.Connection, hello: Hello) -> NodeRow:
                 raise
     await postgres.execute(connection, _FORGET_DEVICES, {"node_id": hello.node_id})
     for device in hello.inventory.devices:
-        row = {
-            "node_id": hello.node_id,
-            "device_id": device.device_id,
-            "kind": device.kind.value,
-            "name": device.name,
-            "total_bytes": device.total_bytes,
-            "is_simulated": device.is_simulated,
-        }
-        await postgres.execute(connection, _INSERT_DEVICE, row)
+        await postgres.execute(connection, _INSERT_DEVICE, _device(hello, device))
     found = await node(connection, hello.node_id)
     assert found is not None, "written in this transaction"
     return found
@@ -99,6 +186,17 @@ def node_name(text: str) -> str:
     """Return `text` as a node's name: lower case, other characters as '-', never empty."""
     cleaned = re.sub(r"[^a-z0-9._-]", "-", text.lower())[:63].strip("._-")
     return cleaned if NAME_PATTERN.match(cleaned) else "node"
+
+
+def _device(hello: Hello, device: DeviceReading) -> dict[str, object]:
+    return {
+        "node_id": hello.node_id,
+        "device_id": device.device_id,
+        "kind": device.kind.value,
+        "name": device.name,
+        "total_bytes": device.total_bytes,
+        "is_simulated": device.is_simulated,
+    }
 
 
 def _row(hello: Hello, name: str) -> dict[str, object]:
@@ -136,7 +234,11 @@ async def set_state(connection: postgres.Connection, node_id: str, state: str) -
     return bool(await postgres.execute(connection, _SET_STATE, {"node_id": node_id, "state": state}))
 
 
-async def set_desired(connection: postgres.Connection, node_id: str, generation: int, digest: str) -> bool:
-    """Record that the desired set `digest` is generation `generation`; return False when that is not above the last."""
-    row = {"node_id": node_id, "generation": generation, "digest": digest}
-    return bool(await postgres.execute(connection, _SET_DESIRED, row))
+async def set_desired(connection: postgres.Connection, sets: Mapping[str, tuple[int, str]]) -> frozenset[str]:
+    """Record the generation and the digest of the desired sets of nodes; return those whose number was below it."""
+    given = [
+        {"node_id": node_id, "generation": generation, "digest": digest}
+        for node_id, (generation, digest) in sets.items()
+    ]
+    rows = await postgres.fetch_all(connection, _NodeId, _SET_DESIRED, {"sets": Jsonb(given)})
+    return frozenset(row.node_id for row in rows)

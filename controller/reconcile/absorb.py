@@ -5,7 +5,7 @@ events. Each observation is whole and replaces what was known: one that could no
 later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg import errors as pg
@@ -14,7 +14,8 @@ from controller.deployments.service import Deployments
 from controller.engines.service import EngineInstallations
 from controller.fleet import store as fleet_store
 from controller.fleet.brake import Brake, sentence
-from controller.fleet.model import NodeNow, NodeRow
+from controller.fleet.model import NodeNow
+from controller.fleet.store import HeldNode
 from controller.leadership import Leadership
 from controller.reconcile.lifecycle import is_past_lease
 from controller.registry.adopted import AdoptedModels
@@ -26,6 +27,9 @@ from core.infra import postgres
 from core.infra.logs import Log
 from core.ports import EventLog
 from core.states import NodeState
+
+TOGETHER = 25
+"""Nodes whose words are written in one transaction; each waits for all of them."""
 
 
 class Absorb:
@@ -73,57 +77,74 @@ class Absorb:
         if brake.is_on != self._is_braked:
             await self._tell(_brake_happening(brake, len(live)))
             self._is_braked = brake.is_on
+        due = []
         for node_id, node in live.items():
             if node.rivals > self._rivals.get(node_id, 0):
                 await self._tell(_rival_happening(node))
                 self._rivals[node_id] = node.rivals
-            mark = (node.session_epoch, node.observed_version)
-            state = (node.state, is_past_lease(node, self._lost_s))
-            if self._written.get(node_id) == mark and self._states.get(node_id) == state:
-                continue
-            try:
-                async with self._database.transaction() as connection:
-                    await self._leadership.fence(connection)
-                    await self._write_one(connection, node, state, is_changed=self._written.get(node_id) != mark)
-            except (psycopg.DataError, pg.CheckViolation) as error:
-                # One node's words must not keep what the others say, and every decision, waiting: its next may fit.
-                self._log.error("node_report_unwritable", node=node.name, exc=error)
-            self._written[node_id], self._states[node_id] = mark, state
+            if self._written.get(node_id) != _mark(node) or self._states.get(node_id) != self._state(node):
+                due.append(node)
+        # In the order in which everybody holds the rows of several nodes.
+        due.sort(key=lambda node: node.node_id)
+        for begin in range(0, len(due), TOGETHER):
+            await self._write_some(due[begin : begin + TOGETHER])
+
+    async def _write_some(self, nodes: Sequence[NodeNow]) -> None:
+        try:
+            await postgres.repeated(lambda: self._in_one(nodes))
+        except (psycopg.DataError, pg.CheckViolation) as error:
+            # One node's words must not keep what the others say, and every decision, waiting: its next may fit.
+            if len(nodes) > 1:
+                for node in nodes:
+                    await self._write_some([node])
+                return
+            self._log.error("node_report_unwritable", node=nodes[0].name, exc=error)
+        for node in nodes:
+            self._written[node.node_id], self._states[node.node_id] = _mark(node), self._state(node)
+
+    async def _in_one(self, nodes: Sequence[NodeNow]) -> None:
+        async with self._database.transaction() as connection:
+            await self._leadership.fence(connection)
+            held = await fleet_store.held(connection, [node.node_id for node in nodes])
+            for node in nodes:
+                row = held.get(node.node_id)
+                if row is not None:  # else forgotten in this moment
+                    await self._write_one(connection, node, row)
+
+    def _state(self, node: NodeNow) -> tuple[NodeState, bool]:
+        return node.state, is_past_lease(node, self._lost_s)
 
     async def _tell(self, happening: Happening) -> None:
         async with self._database.transaction() as connection:
             await self._leadership.fence(connection)
             await self._events.record(connection, happening)
 
-    async def _write_one(
-        self, connection: postgres.Connection, node: NodeNow, state: tuple[NodeState, bool], *, is_changed: bool
-    ) -> None:
+    async def _write_one(self, connection: postgres.Connection, node: NodeNow, row: HeldNode) -> None:
         # Before it is heard of or lost, what was recorded of a node stands: a controller's restart is not its event.
-        if (node.is_heard or node.state is NodeState.LOST) and await fleet_store.set_state(
-            connection, node.node_id, node.state.value
-        ):
+        if (node.is_heard or node.state is NodeState.LOST) and row.state != node.state.value:
+            await fleet_store.set_state(connection, node.node_id, node.state.value)
             await self._events.record(connection, _happening(node))
-        if state[1]:
+        if is_past_lease(node, self._lost_s):
             await self._deployments.lose(connection, node.node_id, node.name)
             return
         was_lost = self._states.get(node.node_id, (None, False))[1]
-        if node.observation is not None and node.is_heard and (is_changed or was_lost):
-            row = await _row(connection, node.node_id)
-            if row is not None and not row.is_approved:
-                return  # what it says counts when somebody has approved it: its mark grows then
-            is_applied = row is not None and node.observation.applied_generation >= row.generation > 0
-            await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
-            if node.observation.engines:
-                await fleet_store.set_engines(connection, node.node_id, node.observation.engines)
-                await self._adopted.absorb(connection, node.name, node.observation.engines)
-                if is_applied:
-                    await self._engines.absorb(connection, node.node_id, node.observation.engines)
-            await self._pulls.absorb(connection, node.node_id, node.observation.files)
-            await self._copies.absorb(connection, node.node_id, node.observation.files)
+        is_changed = self._written.get(node.node_id) != _mark(node)
+        # What it says counts when somebody has approved it: its mark grows then.
+        if node.observation is None or not node.is_heard or not (is_changed or was_lost) or not row.is_approved:
+            return
+        is_applied = node.observation.applied_generation >= row.generation > 0
+        await self._deployments.absorb(connection, node.observation, is_applied=is_applied)
+        if node.observation.engines:
+            await fleet_store.set_engines(connection, node.node_id, node.observation.engines)
+            await self._adopted.absorb(connection, node.name, node.observation.engines)
+            if is_applied:
+                await self._engines.absorb(connection, node.node_id, node.observation.engines)
+        await self._pulls.absorb(connection, node.node_id, node.observation.files)
+        await self._copies.absorb(connection, node.node_id, node.observation.files)
 
 
-async def _row(connection: postgres.Connection, node_id: NodeId) -> NodeRow | None:
-    return next((row for row in await fleet_store.nodes(connection) if row.node_id == node_id), None)
+def _mark(node: NodeNow) -> tuple[int, int]:
+    return node.session_epoch, node.observed_version
 
 
 _SENTENCES: Mapping[NodeState, str] = {

@@ -6,13 +6,15 @@ digest of its content in its row, so that a restarted controller goes on countin
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from adapters import registry as engines
 from controller.deployments.model import Deployment, Replica
+from controller.engines.model import EngineWant
 from controller.fleet import store as fleet_store
-from controller.fleet.model import DesiredSet, EngineOrder, FileOrder, NodeNow, NodeRow, ReplicaOrder
+from controller.fleet.model import DesiredSet, EngineOrder, FileOrder, NodeNow, ReplicaOrder
 from controller.fleet.service import Fleet
 from controller.leadership import Leadership
 from controller.reconcile.picture import Picture
@@ -24,6 +26,8 @@ from controller.registry.stores import is_free
 from core.ids import DeviceId, NodeId, PullId, ReplicaId, Sha256
 from core.infra import postgres
 from core.states import Desired, NodeState, PullState
+
+OnNode = TypeVar("OnNode", Replica, Pull, Copy, StoredPlace, EngineWant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +45,57 @@ class Orders:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def orders(node_id: NodeId, picture: Picture, shared: Sharing) -> Orders:
-    """Return what `node_id` should hold: pure, and the same for the same picture, of which `shared` was made.
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What of a picture concerns each node, by its id: a thousand nodes must not mean a thousand looks through all."""
+
+    unapproved: frozenset[str]
+    deployments: Mapping[str, Deployment]
+    replicas: Mapping[str, Sequence[Replica]]
+    pulls: Mapping[str | None, Sequence[Pull]]
+    copies: Mapping[str, Sequence[Copy]]
+    leaving: Mapping[str, Sequence[StoredPlace]]
+    engines: Mapping[str, Sequence[EngineWant]]
+
+
+def indexed(picture: Picture) -> Index:
+    """Return the index of `picture`."""
+    return Index(
+        unapproved=frozenset(row.node_id for row in picture.nodes if not row.is_approved),
+        deployments={row.deployment_id: row for row in picture.deployments},
+        replicas=_grouped(picture.replicas),
+        pulls=_grouped(picture.pulls),
+        copies=_grouped(picture.copies),
+        leaving=_grouped(place for place in picture.stored if place.is_leaving),
+        engines=_grouped(picture.engine_wants),
+    )
+
+
+def _grouped(rows: Iterable[OnNode]) -> dict[Any, list[OnNode]]:
+    groups: dict[Any, list[OnNode]] = {}
+    for row in rows:
+        groups.setdefault(row.node_id, []).append(row)
+    return groups
+
+
+def orders(node_id: NodeId, picture: Picture, shared: Sharing, index: Index | None = None) -> Orders:
+    """Return what `node_id` should hold: pure, and the same for the same picture, of which the others were made.
 
     One that waits for its approval gets nothing: no engine, no file, no secret.
     """
-    if any(row.node_id == node_id and not row.is_approved for row in picture.nodes):
+    index = index or indexed(picture)
+    if node_id in index.unapproved:
         return Orders(replicas=(), files=())
-    deployments = {row.deployment_id: row for row in picture.deployments}
     replicas = [
-        _replica_order(row, deployments[row.deployment_id], picture, shared)
-        for row in picture.replicas
-        if row.node_id == node_id
+        _replica_order(one, index.deployments[one.deployment_id], picture, shared)
+        for one in index.replicas.get(node_id, ())
     ]
-    pulls = [_pull_order(pull, node_id, picture, shared) for pull in picture.pulls if pull.node_id == node_id]
-    copied = [order for copy in picture.copies if copy.node_id == node_id for order in _copied(copy, picture, shared)]
+    pulls = [_pull_order(pull, node_id, picture, shared) for pull in index.pulls.get(node_id, ())]
+    copied = [order for copy in index.copies.get(node_id, ()) for order in _copied(copy, picture, shared)]
     return Orders(
         replicas=tuple(sorted(replicas, key=lambda one: one.replica_id)),
         files=tuple(sorted([*pulls, *copied], key=lambda one: one.want_id)),
-        removed_files=_removed(node_id, picture),
+        removed_files=_removed(index.leaving.get(node_id, ()), picture),
         engines=tuple(
             EngineOrder(
                 engine=want.engine,
@@ -68,8 +104,7 @@ def orders(node_id: NodeId, picture: Picture, shared: Sharing) -> Orders:
                 is_removed=want.is_removed,
                 adopt_url=want.adopt_url,
             )
-            for want in picture.engine_wants
-            if want.node_id == node_id
+            for want in index.engines.get(node_id, ())
         ),
     )
 
@@ -123,15 +158,9 @@ def formats(engine: str, picture: Picture) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one for adapter in real for one in sorted(adapter.formats)))
 
 
-def _removed(node_id: NodeId, picture: Picture) -> tuple[Sha256, ...]:
-    """Return what the node is to take out of its store now; a version or a pull may have come to need it meanwhile."""
-    return tuple(
-        sorted(
-            Sha256(place.sha256)
-            for place in picture.stored
-            if place.node_id == node_id and place.is_leaving and _may_go(place, picture)
-        )
-    )
+def _removed(leaving: Sequence[StoredPlace], picture: Picture) -> tuple[Sha256, ...]:
+    """Return what a node is to take out of its store now; a version or a pull may have come to need it meanwhile."""
+    return tuple(sorted(Sha256(place.sha256) for place in leaving if _may_go(place, picture)))
 
 
 def _may_go(place: StoredPlace, picture: Picture) -> bool:
@@ -193,6 +222,7 @@ class Dispatch:
         self._database = database
         self._leadership = leadership
         self._fleet = fleet
+        self._digests: dict[str, tuple[Orders, str]] = {}
 
     async def send(self, picture: Picture, live: Mapping[NodeId, NodeNow]) -> None:
         """Send every connected node its desired set, if it has not been sent this one.
@@ -201,29 +231,44 @@ class Dispatch:
             LeadershipLostError: another controller reigns.
             Failure: `storage.unavailable`.
         """
-        shared = sharing(picture)
+        shared, index = sharing(picture), indexed(picture)
+        sets: list[tuple[NodeNow, DesiredSet]] = []
+        news: dict[str, tuple[int, str]] = {}
         for row in picture.nodes:
             node = live.get(NodeId(row.node_id))
-            if node is not None and node.is_connected:
-                await self._send_one(row, node, orders(node.node_id, picture, shared))
-
-    async def _send_one(self, row: NodeRow, node: NodeNow, wanted: Orders) -> None:
-        digest = wanted.digest()
-        generation, is_new = numbered(
-            row.generation, is_changed=digest != row.desired_digest, applied_generation=node.applied_generation
-        )
-        if is_new:
+            if node is None or not node.is_connected:
+                continue
+            wanted = orders(node.node_id, picture, shared, index)
+            digest = self._digest(row.node_id, wanted)
+            generation, is_new = numbered(
+                row.generation, is_changed=digest != row.desired_digest, applied_generation=node.applied_generation
+            )
+            if is_new:
+                news[row.node_id] = (generation, digest)
+            if is_new or node.sent_generation != generation:
+                sets.append((node, self._set(generation, wanted)))
+        if news:
             async with self._database.transaction() as connection:
                 await self._leadership.fence(connection)
-                if not await fleet_store.set_desired(connection, row.node_id, generation, digest):
-                    return  # the row has moved on: the next pass sends
-        if is_new or node.sent_generation != generation:
-            desired = DesiredSet(
-                leader_epoch=self._leadership.epoch,
-                generation=generation,
-                replicas=wanted.replicas,
-                files=wanted.files,
-                removed_files=wanted.removed_files,
-                engines=wanted.engines,
-            )
+                counted = await fleet_store.set_desired(connection, news)
+            # The row of one that is not among them has moved on: the next pass sends.
+            sets = [(node, desired) for node, desired in sets if node.node_id not in news or node.node_id in counted]
+        for node, desired in sets:
             self._fleet.send_desired(node.node_id, node.session_epoch, desired)
+
+    def _digest(self, node_id: str, wanted: Orders) -> str:
+        """Return the digest of `wanted`: of what it was at the last pass it is known."""
+        known = self._digests.get(node_id)
+        if known is None or known[0] != wanted:
+            known = self._digests[node_id] = (wanted, wanted.digest())
+        return known[1]
+
+    def _set(self, generation: int, wanted: Orders) -> DesiredSet:
+        return DesiredSet(
+            leader_epoch=self._leadership.epoch,
+            generation=generation,
+            replicas=wanted.replicas,
+            files=wanted.files,
+            removed_files=wanted.removed_files,
+            engines=wanted.engines,
+        )

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import psycopg
 
+from controller.fleet.admission import Bounds
 from controller.process import Controller, ControllerConfig
 from core.infra.clock import SystemClock
 from core.infra.entropy import SystemEntropy
@@ -38,6 +39,7 @@ class Cluster:
         disk_pressure_bytes: int = 0,
         node_port: int = 0,
         own_node_id: str = "",
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     ) -> None:
         self.socket = runtime / "control.sock"
         self.node_port = node_port
@@ -65,6 +67,7 @@ class Cluster:
             node_host="127.0.0.1" if node_port else "",
             node_port=node_port,
             own_node_id=lambda: own_node_id,
+            hellos=bounds,
         )
         self._stop = asyncio.Event()
         self._starts = 0

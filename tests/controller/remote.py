@@ -99,11 +99,11 @@ class RemoteNode(PlayedNode):
             name=machine.name,
             machine_id=machine.machine_id,
         )
-        self._machine = machine
+        self.machine = machine
         self._given = channel
 
     def channel(self) -> Any:
-        return self._given or self._machine.channel()
+        return self._given or self.machine.channel()
 
 
 async def minted(cluster: Cluster, **body: Any) -> JoinLine:

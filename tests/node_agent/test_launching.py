@@ -15,7 +15,7 @@ from core.ids import DeviceId, Sha256
 from node_agent import launching
 from node_agent.engines import Installed
 from node_agent.launching import Prepared, Started
-from node_agent.session import back_off_s
+from node_agent.session import back_off_s, pause_s
 from node_agent.shim_client import ShimSpec
 from tests.node_agent import nodes
 
@@ -158,3 +158,8 @@ def test_what_was_started_is_read_back(tmp_path: Path) -> None:
 def test_reconnects_are_paced_with_full_jitter() -> None:
     assert [back_off_s(attempt, 1.0) for attempt in (0, 1, 2, 10, 10_000)] == [0.2, 0.4, 0.8, 5.0, 5.0]
     assert back_off_s(7, 0.0) == 0.0
+
+
+def test_what_the_controller_told_is_kept_with_up_to_a_quarter_more_and_only_else_the_back_off_counts() -> None:
+    assert [pause_s(9, chance, 2.0) for chance in (0.0, 0.5, 1.0)] == [2.0, 2.25, 2.5]
+    assert pause_s(2, 1.0, 0.0) == back_off_s(2, 1.0)
