@@ -77,8 +77,9 @@ class Telemetry:
             while True:
                 await self.measure()
                 await _pause(period_s)
-        failures = 0
+        failures, loop = 0, asyncio.get_running_loop()
         while True:
+            began_s = loop.time()
             try:
                 async with await self._way.channel() as channel:
                     stub = node_pb2_grpc.NodeControlStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -86,7 +87,7 @@ class Telemetry:
             except (Failure, grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as error:
                 if failures == 0:
                     self._log.warning("telemetry_interrupted", reason=_words(error))
-            failures += 1
+            failures = 1 if loop.time() - began_s > _BACK_OFF_CAP_S else failures + 1
             await _pause(self._chance() * min(_BACK_OFF_CAP_S, _BACK_OFF_BASE_S * 2.0 ** min(failures, 16)))
 
     async def _send(self, call: Any, session_epoch: int, period_s: float) -> None:

@@ -40,7 +40,7 @@ class Controller(node_pb2_grpc.NodeControlServicer):
         self.reject: node_pb2.Reject | None = None
         self.desired: node_pb2.Desired | None = None
         self._links: set[Any] = set()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._cut = asyncio.Event()
 
     async def Session(self, requests: AsyncIterator[node_pb2.NodeMessage], context: Any) -> None:
         lock = asyncio.Lock()
@@ -97,21 +97,27 @@ class Controller(node_pb2_grpc.NodeControlServicer):
         self, requests: AsyncIterator[node_pb2.Telemetry], context: Any
     ) -> node_pb2.TelemetryReceipt:
         self.peers["SendTelemetry"] = context.peer()
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.add(task)
+        reading, cut = asyncio.ensure_future(self._read(requests)), asyncio.ensure_future(self._cut.wait())
+        try:
+            await asyncio.wait({reading, cut}, return_when=asyncio.FIRST_COMPLETED)
+            if cut.done():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+            await reading
+        finally:
+            reading.cancel()
+            cut.cancel()
+        return node_pb2.TelemetryReceipt()
+
+    async def _read(self, requests: AsyncIterator[node_pb2.Telemetry]) -> None:
         async for message in requests:
             self.telemetry.append(message)
             if not self.reads_telemetry:
                 await asyncio.Event().wait()
-        return node_pb2.TelemetryReceipt()
 
-    async def cut_telemetry(self) -> None:
+    def cut_telemetry(self) -> None:
         """Break every call that brings readings."""
-        calls, self._calls = self._calls, set()
-        for call in calls:
-            call.cancel()
-        await asyncio.wait(calls)
+        self._cut.set()
+        self._cut = asyncio.Event()
 
     async def tell(self, **body: Any) -> None:
         """Send a message on every stream."""

@@ -131,6 +131,6 @@ async def test_telemetry_that_was_interrupted_goes_on_within_the_same_session(
         await node.start()
         await trees.until(lambda: len(played.telemetry) > 2, 40)
         write_gpus(gpus, 70)
-        await played.cut_telemetry()
+        played.cut_telemetry()
         await trees.until(lambda: newest_free_bytes(played).get("GPU-0") == 70)
         assert len(played.hellos) == 1
