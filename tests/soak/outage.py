@@ -110,8 +110,9 @@ async def outage(three: Three, form: str, seconds: float) -> Outage:
         ready = await _ready(written, ended, len(three.machines))
         # A node that was held against its silence would be lost about now.
         await asyncio.sleep(15.0 if seconds >= 60.0 else 0.0)
+        acknowledged = written.acknowledged()  # before the list is asked for: the writer goes on
         there = {key["name"] for key in (await three.here.json("key", "list"))["items"]}
-        lost_keys = written.acknowledged() - there
+        lost_keys = acknowledged - there
         after = {one["id"]: (one["incarnation"], one["pid"]) for one in await three.replicas(_MODEL)}
         with contextlib.suppress(AssertionError):  # those who are left then are told below
             await until_async(lambda: _is(not orphans(three, ONE)), 60.0)

@@ -13,7 +13,6 @@ from tests.soak.tables import cluster_section, noticed, outage_section
 
 WORST = (
     (ONE, ("supervisor", "controller", "postmaster", "node agent", "door shim")),
-    (ONE, ("gcs",)),
     (JOINED, ("supervisor", "node agent")),
     (JOINED, ("node agent", "shim", "plane shim")),
 )
