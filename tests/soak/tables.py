@@ -59,7 +59,8 @@ def cluster_section(rounds: Sequence[ClusterRound]) -> tuple[Section, list[str]]
         "answers come. Gap: the longest time in which no client got a whole answer. Failed requests include the "
         "streams that the kill cut. "
         f"After {len(gone)} of {len(rounds)} kills no orphan was left within {CLUSTER_ORPHANS_S:.0f} s "
-        f"(slowest {max(gone, default=0.0):.1f} s, `slice up` included); rounds that were not well: {len(missed)}."
+        f"(slowest {max(gone, default=0.0):.1f} s, `slice up` included); rounds that were not well: {len(missed)}. "
+        + " ".join(f"{line[:300]}." for line in missed)
     )
     header = (
         *("killed", "rounds", "orphans gone, max", "all well, median", "max", "longest gap, median", "max"),
