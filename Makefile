@@ -32,10 +32,12 @@ lint: $(STAMP_DEV)
 bench: $(STAMP_DEV)
 	$(BIN)/python -m bench
 
-# The long loops that kill things at random; goes on where an earlier run stopped, and writes bench/results/.
+# The long loops: parts of one node and of three machines are killed at random, PostgreSQL is taken away for 5 minutes.
+# Goes on where an earlier run stopped (.make/soak/), and writes bench/results/; ITEMS="node cluster outage" chooses.
+ITEMS ?=
 ROUNDS ?= 100
 soak: $(STAMP_DEV)
-	$(BIN)/python -m tests.soak --rounds $(ROUNDS)
+	$(BIN)/python -m tests.soak $(ITEMS) --rounds $(ROUNDS)
 	SLICE_MANY=full $(BIN)/python -m pytest -q -rP tests/many/test_streams.py
 
 # Installs the engines that tests run on and makes their models (5 GB), once, outside the tree: tests/engine_models.py.

@@ -16,7 +16,7 @@ from cli.cluster.parts import recorded
 from cli.roots import supervisor as supervisor_root
 from core.errors import Failure
 from core.infra import cluster
-from core.infra.cluster import ClusterBlock
+from core.infra.cluster import PORTS_PER_CLUSTER, ClusterBlock
 from core.infra.entropy import SystemEntropy
 from core.infra.settings import Loaded, Settings
 
@@ -59,13 +59,14 @@ def run(request: UpRequest) -> int:
 def _recorded(request: UpRequest, loaded: Loaded) -> ClusterBlock:
     _check_places(loaded.settings)
     known = cluster.load(request.data_dir)
-    if known is not None and not cluster.is_moved(request.data_dir):
+    is_here = known is not None and not cluster.is_moved(request.data_dir)
+    if known is not None and is_here:
         asyncio.run(_clear_dead_door(known))
     block = recording.prepared_block(
         request.data_dir,
         loaded,
         SystemEntropy(),
-        living=_living(known, loaded.settings) if known is not None else frozenset(),
+        living=living_ports(known, loaded.settings) if known is not None and is_here else frozenset(),
     )
     recording.remember_flags(block.data_dir, request.flags)
     return block
@@ -95,13 +96,16 @@ async def _clear_dead_door(block: ClusterBlock) -> None:
     await door.clear(block)
 
 
-def _living(block: ClusterBlock, wanted: Settings) -> frozenset[int]:
+def living_ports(block: ClusterBlock, wanted: Settings) -> frozenset[int]:
     """Return the ports held by parts that a dead supervisor left alive: those are ours to adopt."""
-    held = set()
+    held: set[int] = set()
     if recorded(block.parts_dir, "controller") is not None:
         held |= {block.controller_port, wanted.node_port, wanted.node_port + 1}
     if door.door_socket(block).exists():
         held.add(block.door_port)
+    # Engines and the data plane outlive everything else, and listen in the range that must stay theirs.
+    if recorded(block.parts_dir, "node_agent") is not None or any(block.shim_dir.glob("*.sock")):
+        held |= set(range(block.base_port, block.base_port + PORTS_PER_CLUSTER))
     return frozenset(held)
 
 

@@ -5,18 +5,21 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from cli.cluster import lock
+from cli.cluster import lock, recording, up
 from cli.cluster.journal import Journal, JournalReader, Mark
 from cli.cluster.lock import SupervisorLock
 from cli.cluster.parts import FATAL_EXIT, Part, ProcessPart, record, record_file, recorded, stop_process
 from cli.cluster.supervisor import Supervisor
+from core.infra import cluster
 from core.infra.clock import SystemClock
 from core.infra.cluster import ClusterBlock
+from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
 from core.infra.processes import mark, put_first, send_signal
 from core.infra.settings import process_environment
@@ -237,6 +240,27 @@ async def test_a_part_that_goes_first_is_scheduled_before_others_and_the_rest_as
 
 def test_nobody_is_put_first_who_is_not_there() -> None:
     assert not put_first(2**22 + 1, -10)
+
+
+@pytest.mark.parametrize("is_shim_left", [True, False])
+def test_ports_stay_those_of_engines_that_outlived_all_else(
+    block: ClusterBlock, monkeypatch: pytest.MonkeyPatch, *, is_shim_left: bool
+) -> None:
+    """Supervisor, controller, door and node agent were killed at once; an engine serves on at a port of the range."""
+    monkeypatch.setenv("SLICE_RUNTIME_DIR", str(block.runtime_dir.parent))
+    loaded = recording.loaded_settings(
+        block.data_dir, {"port": block.door_port, "controller_port": block.controller_port}
+    )
+    engine = block.port(40)
+    if is_shim_left:
+        cluster.make_private_dir(block.shim_dir)
+        (block.shim_dir / "rep_one.sock").touch()
+    with socket.create_server(("127.0.0.1", engine)):
+        known = cluster.load(block.data_dir)
+        assert known is not None
+        living = up.living_ports(known, loaded.settings)
+        made = recording.prepared_block(block.data_dir, loaded, SystemEntropy(), living=living)
+    assert (made.base_port == block.base_port) is is_shim_left, "a stranger's port moves the range, our own does not"
 
 
 def test_a_process_recorded_in_another_boot_is_nobody(block: ClusterBlock) -> None:

@@ -1,6 +1,7 @@
 """Asks a front door without pause and watches the admin API: `python -I asker.py SETTINGS`, in a machine's network.
 
-Standard library only. SETTINGS is JSON: `door` and `admin` (base URLs), `key`, `token`, `model`, `clients`, `words`.
+Standard library only. SETTINGS is JSON: `door` and `admin` (base URLs), `key`, `token`, `model`, `clients`, `words`,
+`pause_s` (of a client whose request failed).
 One JSON line an event on standard output, with the machine's monotonic clock in seconds: `answer` (begun, ended, error
 or ""), and `nodes` / `replicas` whenever what they say has changed. Ends when standard input does.
 """
@@ -48,7 +49,7 @@ def _ask(settings: dict, ending: threading.Event, tell) -> None:
             error = type(fault).__name__
         tell(event="answer", begun=begun, ended=time.monotonic(), error=error)
         if error:
-            ending.wait(0.02)
+            ending.wait(settings["pause_s"])
 
 
 def _answered(door: str, key: str, body: dict) -> str:

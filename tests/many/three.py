@@ -155,8 +155,11 @@ class Three:
         return at
 
     @contextlib.asynccontextmanager
-    async def asking(self, model: str, *, clients: int, words: int = 20) -> AsyncIterator[Heard]:
-        """Ask the door from `clients` clients without pause, and watch the cluster, for the length of the block."""
+    async def asking(self, model: str, *, clients: int, words: int = 20, pause_s: float = 0.02) -> AsyncIterator[Heard]:
+        """Ask the door from `clients` clients without pause, and watch the cluster, for the length of the block.
+
+        A client whose request failed asks again after `pause_s` seconds.
+        """
         block = cluster.load(self.here.data_dir)
         assert block is not None
         settings = {
@@ -167,6 +170,7 @@ class Three:
             "model": model,
             "clients": clients,
             "words": words,
+            "pause_s": pause_s,
         }
         prefix = self.networks[ONE].prefix
         asker = await asyncio.create_subprocess_exec(

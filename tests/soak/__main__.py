@@ -1,125 +1,163 @@
-"""`make soak`: the kill loop in full. A round that is done is a line in .make/soak/, so that the next run goes on.
+"""`make soak`: the long loops in full. A round that is done is a line in .make/soak/, so that the next run goes on.
 
-python -m tests.soak [--rounds 100] [--seed NAME]
+python -m tests.soak [node] [cluster] [outage] [--rounds 100] [--seconds 300] [--seed NAME] [--report]
+
+node: kill -9 of any part of one node. cluster: of any part of three machines, under clients. outage: PostgreSQL gone
+for `--seconds`, in every form. All three by default. Interrupt a run whenever you like; the same command goes on.
+`--report` writes the results of what is done so far and does no more.
 """
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench import report
+from tests.many.three import Three, three_machines
 from tests.node_agent import controllers
 from tests.node_agent.nodes import Node
-from tests.soak.kills import ORPHANS_S, OUT_OF_ROUTING_S, RESTART_S, KillLoop, Round, Watching
+from tests.soak import outage
+from tests.soak.cluster_kills import KINDS, ClusterLoop, ClusterRound
+from tests.soak.node_kills import KillLoop, Round, Watching
+from tests.soak.outage import FORMS, Outage
+from tests.soak.rounds import Rounds
 from tests.soak.strays import strays
+from tests.soak.tables import cluster_section, node_section, noticed, outage_section
 
 STATE = Path(".make/soak")
-BARS = {
-    "out_of_routing_s": ("engine or shim killed: first report in which it is not ready", OUT_OF_ROUTING_S),
-    "restart_s": ("engine or shim killed: first report of the next incarnation, which runs then", RESTART_S),
-    "orphans_gone_s": ("any part killed: nothing of the old tree and no stray alive", ORPHANS_S),
-    "served_again_s": ("engine or shim killed, a killed node agent's own start included: ready again", None),
-}
+Told = tuple[report.Section, list[str]]
 
 
-def done(file: Path) -> list[Round]:
-    """Return the rounds that earlier runs did; a line that was cut off in the middle is none."""
-    rounds = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            rounds.append(Round(**json.loads(line)))
-        except (ValueError, TypeError):
-            break
-    return rounds
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asked for."""
+
+    rounds: int
+    seconds: float
+    seed: str
+    is_report: bool = False
+
+    def file(self, item: str) -> Path:
+        """Return where the rounds of `item` are kept."""
+        return STATE / f"{item}-{self.seed}.jsonl"
 
 
-async def run(file: Path, rounds: int, seed: str) -> list[Round]:
-    """Do what is missing of `rounds` and return all of them.
+async def node(wanted: Wanted) -> Told:
+    """Do what is missing of the rounds on one node.
 
     Raises:
         AssertionError: something of the node survived its end. TimeoutError: a round was not well in time.
     """
-    found = done(file)
-    if len(found) >= rounds:
-        return found[:rounds]
+    kept = Rounds(wanted.file("node"), Round)
+    found = kept.done()[: wanted.rounds]
+    if len(found) < wanted.rounds and not wanted.is_report:
+        with tempfile.TemporaryDirectory() as directory:
+            machine = Node(Path(directory))
+            try:
+                async with controllers.serving(machine.control, Watching()) as controller:
+                    loop = KillLoop(machine, controller, wanted.seed)
+                    await loop.begin()
+                    for number in range(len(found), wanted.rounds):
+                        found.append(await loop.round(number))
+                        kept.keep(found)
+                        _say(f"{number + 1}/{wanted.rounds} {found[-1].victims}: {found[-1].orphans_gone_s:.2f} s")
+            finally:
+                await machine.close()
+            assert not (left := strays(machine.data_dir)), f"these survived the end of their node: {left}"
+    return node_section(found)
+
+
+async def cluster(wanted: Wanted) -> Told:
+    """Do what is missing of the rounds on three machines; after one that was not well, on three new ones."""
+    kept = Rounds(wanted.file("cluster"), ClusterRound)
+    found = kept.done()[: wanted.rounds]
+    while len(found) < wanted.rounds and not wanted.is_report:
+        async with three_machines() as three:
+            loop = ClusterLoop(three, wanted.seed)
+            for number in range(len(found), wanted.rounds):
+                if number == len(found) or number % len(KINDS) == 0:
+                    await loop.deploy(f"talk-{number}")
+                found.append(await loop.round(number))
+                kept.keep(found)
+                one = found[-1]
+                _say(f"{number + 1}/{wanted.rounds} {one.where}: {one.victims}: {one.trouble or f'{one.well_s:.1f} s'}")
+                if one.trouble:
+                    (STATE / f"trouble-{wanted.seed}-{number}.log").write_text(_logs(three))
+                    break
+    return cluster_section(found)
+
+
+async def outages(wanted: Wanted) -> Told:
+    """Do what is missing of the outages, one form after the other."""
+    kept = Rounds(wanted.file("outage"), Outage)
+    found = kept.done()
+    if len(found) < len(FORMS) and not wanted.is_report:
+        async with three_machines() as three:
+            await outage.deploy(three)
+            for form in FORMS[len(found) :]:
+                _say(f"PostgreSQL is {form} for {wanted.seconds:.0f} s")
+                found.append(await outage.outage(three, form, wanted.seconds))
+                kept.keep(found)
+                _say(f"{form}: {noticed(found[-1]) or 'nobody noticed'}")
+    return outage_section(found)
+
+
+ITEMS: dict[str, Callable[[Wanted], Coroutine[Any, Any, Told]]] = {"node": node, "cluster": cluster, "outage": outages}
+_NAMES = {"node": "soak-kills", "cluster": "soak-cluster", "outage": "soak-outage"}
+
+
+def _logs(three: Three) -> str:
+    return "\n".join(f"=== {name}\n{machine.logs()}" for name, machine in three.machines.items())
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+async def _done(item: str, wanted: Wanted) -> Told:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the node is ended all the same
-    with tempfile.TemporaryDirectory() as directory:
-        node = Node(Path(directory))
-        try:
-            async with controllers.serving(node.control, Watching()) as controller:
-                loop = KillLoop(node, controller, seed)
-                await loop.begin()
-                for number in range(len(found), rounds):
-                    found.append(await loop.round(number))
-                    file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in found))
-                    print(f"{number + 1}/{rounds} {found[-1].victims}: {found[-1].orphans_gone_s:.2f} s", flush=True)
-        finally:
-            await node.close()
-        assert not (left := strays(node.data_dir)), f"these survived the end of their node: {left}"
-    return found
-
-
-def section(rounds: list[Round]) -> tuple[report.Section, list[str]]:
-    """Return the table of `rounds` and which bars were missed."""
-    rows, missed = [], []
-    for name, (title, bar) in BARS.items():
-        values = [value for one in rounds if (value := getattr(one, name)) is not None]
-        if not values:
-            continue
-        cells = report.spread(values, "s")
-        rows.append(
-            (title, str(len(values)), *cells, f"{report.percentile(values, 0.95):.2f} s", f"{bar:g} s" if bar else "")
-        )
-        if bar is not None and max(values) > bar:
-            missed.append(f"{title}: {max(values):.2f} s, the bar is {bar:g} s")
-    by_victims = ", ".join(
-        f"{victims} {sum(one.victims == victims for one in rounds)}"
-        for victims in sorted({one.victims for one in rounds})
-    )
-    method = (
-        "One node agent, one fake engine with three children in sessions of their own under other names, a controller "
-        "on a unix socket that notes when it hears what. Each round is a kill -9 of its victims at once and lasts "
-        "until all is well again; the loop starts a killed node agent anew. The pause before a restart is the "
-        "product's first one (1 s -+ 20 %) each time. Seconds from the kill; the old tree and strays are looked for "
-        "once the replica is ready again, so that theirs is an upper bound. "
-        f"Rounds by victims: {by_victims}."
-    )
-    header = ("figure", "rounds", "median", "minimum", "maximum", "p95", "bar (maximum)")
-    return report.Section(
-        title=f"kill -9, {len(rounds)} rounds", method=method, header=header, rows=tuple(rows)
-    ), missed
+    for number in (signal.SIGTERM, signal.SIGINT):  # what was started is ended all the same
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await ITEMS[item](wanted)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the loop, write the results and return 1 when a bar was missed."""
+    """Run the loops, write their results and return 1 when a bar was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("items", nargs="*", choices=[[], *ITEMS])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", default="soak")
+    parser.add_argument("--report", action="store_true")
     chosen = parser.parse_args(arguments)
-    STATE.mkdir(parents=True, exist_ok=True)
-    file = STATE / f"kills-{chosen.seed}.jsonl"
-    try:
-        rounds = asyncio.run(run(file, chosen.rounds, chosen.seed))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        print(f"interrupted after {len(done(file))} rounds; the next run goes on there", file=sys.stderr)
-        return 1
-    table, missed = section(rounds)
-    command = (
-        f"`make soak ROUNDS={chosen.rounds}` (`python -m tests.soak --rounds {chosen.rounds} --seed {chosen.seed}`)"
-    )
-    print(report.write(f"{datetime.now(UTC):%Y-%m-%d}-soak-kills", [table], command).read_text())
-    file.unlink()  # whole: the next run begins anew
+    wanted = Wanted(rounds=chosen.rounds, seconds=chosen.seconds, seed=chosen.seed, is_report=chosen.report)
+    missed: list[str] = []
+    for item in chosen.items or ITEMS:
+        try:
+            missed += _written(item, wanted)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            print(f"interrupted in `{item}`; the same command goes on there", file=sys.stderr)
+            return 1
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if missed else 0
+
+
+def _written(item: str, wanted: Wanted) -> list[str]:
+    table, missed = asyncio.run(_done(item, wanted))
+    more = f"--seconds {wanted.seconds:.0f}" if item == "outage" else f"--rounds {wanted.rounds}"
+    command = f"`make soak` (`python -m tests.soak {item} {more} --seed {wanted.seed}`)"
+    _say(report.write(f"{datetime.now(UTC):%Y-%m-%d}-{_NAMES[item]}", [table], command).read_text())
+    if not wanted.is_report:
+        wanted.file(item).unlink()  # whole: the next run begins anew
+    return missed
 
 
 if __name__ == "__main__":

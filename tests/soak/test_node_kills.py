@@ -1,10 +1,8 @@
 """The short form of the kill loop: every set of victims once."""
 
 import asyncio
-import json
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,10 @@ from node_agent import shim_client
 from tests import waiting
 from tests.node_agent import controllers
 from tests.node_agent.nodes import Node
-from tests.soak.__main__ import done, section
-from tests.soak.kills import OUT_OF_ROUTING_S, RESTART_S, VICTIMS, KillLoop, Round, Watching, victims_of
+from tests.soak.node_kills import OUT_OF_ROUTING_S, RESTART_S, VICTIMS, KillLoop, Round, Watching, victims_of
+from tests.soak.rounds import Rounds
 from tests.soak.strays import strays
+from tests.soak.tables import node_section
 
 _LOADED = 2.0
 """Tests run beside others; the bars themselves are those of `make soak`."""
@@ -83,16 +82,18 @@ async def test_a_stray_is_seen_by_its_directory_and_by_its_output(tmp_path: Path
 
 
 def test_a_run_goes_on_after_the_last_whole_round(tmp_path: Path) -> None:
-    file = tmp_path / "kills.jsonl"
-    assert done(file) == []
+    kept = Rounds(tmp_path / "made" / "node.jsonl", Round)
+    assert kept.done() == []
     whole = Round(number=0, victims="shim", orphans_gone_s=1.5, restart_s=1.0)
-    file.write_text(json.dumps(asdict(whole)) + '\n{"number": 1, "vic')
-    assert done(file) == [whole]
+    kept.keep([whole])
+    with kept.file.open("a") as file:
+        file.write('{"number": 1, "vic')
+    assert kept.done() == [whole]
 
 
 def test_a_missed_bar_is_named() -> None:
     rounds = [Round(number=0, victims="shim", orphans_gone_s=61.0, restart_s=1.0)]
-    table, missed = section(rounds)
+    table, missed = node_section(rounds)
     assert [row[1] for row in table.rows] == ["1", "1"]
     assert len(missed) == 1
     assert "61.00 s, the bar is 60 s" in missed[0]
