@@ -73,13 +73,9 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
                 hint="dial again",
             )
             return state, (refusal,)
-        telemetry = Telemetry(
-            devices=message.devices,
-            disk_free_bytes=message.disk_free_bytes,
-            applied_generation=message.applied_generation,
-        )
-        heard = SessionState(last_sequence=message.sequence, has_left=state.has_left)
-        return heard, (telemetry, Ack(sequence=message.sequence))
+        # By position, which costs a tuple half as much.
+        telemetry = Telemetry(message.devices, message.disk_free_bytes, message.applied_generation)
+        return SessionState(message.sequence, state.has_left), (telemetry, Ack(message.sequence))
     if isinstance(message, Goodbye):
         return state._replace(has_left=True), (Leave(reason=message.reason),)
     return state, (Observe(observation=message),)

@@ -70,10 +70,10 @@ class Loop:
         self._is_dirty = False
         self.due = self._world.now + IDLE_S
         try:
-            live = self._live()
+            live = self.live()
             self._absorb(live)
             self._database.reach()
-            picture = self._picture()
+            picture = self.picture()
             self._dispatch(picture, live)
             self._publish(picture, live)
         except Failure:
@@ -101,7 +101,8 @@ class Loop:
         self._is_busy = False
         self._controller.after(RETRY_S, self.wake)
 
-    def _live(self) -> dict[NodeId, NodeNow]:
+    def live(self) -> dict[NodeId, NodeNow]:
+        """Return every node as it is known now."""
         controller = self._controller
         return fleet.nodes(controller.leases, controller.entries, controller.peers, self._world.now)
 
@@ -141,7 +142,8 @@ class Loop:
             if change is not None:
                 database.mirror(epoch, row, change)
 
-    def _picture(self) -> Picture:
+    def picture(self) -> Picture:
+        """Return all rows as they are now."""
         database = self._database
         return Picture(
             nodes=tuple(database.nodes.values()),

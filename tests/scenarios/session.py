@@ -145,12 +145,7 @@ class Session:
             self._again(0.0)
             return
         self._sequence += 1
-        beat = Heartbeat(
-            sequence=self._sequence,
-            applied_generation=host.disk.generation,
-            devices=host.devices(),
-            disk_free_bytes=0,
-        )
+        beat = Heartbeat(self._sequence, host.disk.generation, host.devices(), 0)
         self._say(stream, beat)
         if agent.is_changed or world.now >= self._observed_at:
             self._flush(stream)
