@@ -156,7 +156,8 @@ def _views(
             last = None
         if last is not None and beside is not last.beside and beside != last.beside:
             last = None
-        views[name] = last or _Known(row, beside, view(row, beside))
+        # The newest values are kept, so that the next comparison is one of identity where it can be.
+        views[name] = _Known(row, beside, view(row, beside) if last is None else last.view)
     return views
 
 
