@@ -47,15 +47,6 @@ class Choices:
         """Whether some node was dropped for nothing but its memory."""
         return any(stage == _MEMORY for stage, _ in self.dropped)
 
-    def with_node(self, node_id: NodeId, again: "Choices") -> "Choices":
-        """Return these choices with what `again` says of one node in the place of what they said of it."""
-        return Choices(
-            candidates=tuple(one for one in self.candidates if one.node.node_id != node_id) + again.candidates,
-            dropped=tuple(sorted(self.dropped + again.dropped, key=lambda one: one[1].node_id))
-            if again.dropped
-            else self.dropped,
-        )
-
 
 # The filters in their order; a node is named with the first that drops it.
 _PINNED, _SILENT, _UNAPPROVED, _CORDONED, _FAILED, _ENGINE, _DEVICE, _MEMORY = range(8)

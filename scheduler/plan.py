@@ -5,13 +5,12 @@ commits the plan or throws it away; applying a plan and planning again gives an 
 calls, reads no clock (`snapshot.now` is the time) and raises nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 
 from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId
 from core.states import OCCUPYING, NodeState
 from scheduler.feasible import (
-    Candidate,
     Choices,
     choices,
     no_other_node,
@@ -23,7 +22,7 @@ from scheduler.feasible import (
 from scheduler.footprint import Ledger, held_bytes
 from scheduler.moves import given_up, hopeless, is_over
 from scheduler.outcome import GivenUp, NodeReason, Plan, Refusal, Start, Stop, Stuck
-from scheduler.rank import best
+from scheduler.rank import Ranked, Standing
 from scheduler.reconcile import Bucket, Sorting, grace_ends_at, is_held, orphan_verdicts, sorting, target_of
 from scheduler.snapshot import (
     DeploymentView,
@@ -80,11 +79,14 @@ class _Planning:
         self._stuck: list[Stuck] = []
         self._given_up: dict[ReplicaId, GivenUp] = {}
         self._held_back = 0
+        self._standings: dict[Hashable, tuple[Standing, int]] = {}
+        self._booked: list[NodeId] = []
+        """The node of each start, in order; a standing knows how far it has read."""
 
     def plan(self) -> Plan:
         sorted_out = [(deployment, self._sorting(deployment)) for deployment in self._snapshot.deployments]
         # Deployments with nothing alive choose first, so that one more copy of another never keeps them out.
-        sorted_out.sort(key=lambda pair: (_living(pair[1]) > 0, pair[0].deployment_id))
+        sorted_out.sort(key=lambda pair: (_has_living(pair[1]), pair[0].deployment_id))
         for deployment, found in sorted_out:
             self._reconcile(deployment, found)
         known = {deployment.deployment_id for deployment in self._snapshot.deployments}
@@ -120,7 +122,8 @@ class _Planning:
         for verdict in found.verdicts:
             if verdict.bucket is Bucket.STOP:
                 self._stops.append(Stop(replica_id=verdict.replica.replica_id, reason=verdict.reason))
-        self._held_back += sum(is_held(verdict, self._by_id) for verdict in found.verdicts)
+            elif verdict.bucket is Bucket.LOST:
+                self._held_back += is_held(verdict, self._by_id)
         self._give_up(deployment, found)
         if not (found.missing or found.followed or found.exhausted):
             return
@@ -154,17 +157,33 @@ class _Planning:
 
     def _place(self, deployment: DeploymentView, found: Sorting, neighbours: dict[NodeId, int]) -> Refusal | None:
         need = deployment.footprint.total_bytes or 0
-        options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
-        points: dict[int, tuple[float, Candidate]] = {}
         for placed in range(found.missing):
-            if not options.candidates:
+            standing = self._standing(deployment, need, found.failed_on)
+            if not standing:
+                options = choices(deployment, need, self._nodes, self._ledger, failed_on=found.failed_on)
                 self._make_room(deployment, need, found, options)
                 return refusal(deployment, options, placed=deployment.replicas - found.missing + placed)
-            node = self._start(deployment, options, neighbours, points=points)
-            # Only this node has less room now: the thousand others are not asked again.
-            again = choices(deployment, need, (node,), self._ledger, failed_on=found.failed_on)
-            options = options.with_node(node.node_id, again)
+            self._start(deployment, standing.best(neighbours), neighbours)
         return None
+
+    def _standing(self, deployment: DeploymentView, need: int, failed_on: frozenset[NodeId]) -> Standing:
+        """Return the candidates, best first, which deployments of one sort share.
+
+        Only nodes that were booked since it was last asked for have less room now: the thousand others are not asked
+        again.
+        """
+        sort = (deployment.engine, deployment.is_external, deployment.is_contained, deployment.node_name)
+        key = (*sort, deployment.file_digests, need, failed_on)
+        standing, known = self._standings.get(key, (None, 0))
+        if standing is None:
+            options = choices(deployment, need, self._nodes, self._ledger, failed_on=failed_on)
+            standing = Standing(options.candidates, deployment)
+        else:
+            for node_id in dict.fromkeys(self._booked[known:]):
+                again = choices(deployment, need, (self._by_id[node_id],), self._ledger, failed_on=failed_on)
+                standing.renew(node_id, again.candidates)
+        self._standings[key] = standing, len(self._booked)
+        return standing
 
     def _follow(
         self, deployment: DeploymentView, found: Sorting, replica: ReplicaView, neighbours: dict[NodeId, int]
@@ -172,7 +191,8 @@ class _Planning:
         """Place the successor of a leaving replica, or return why it has none."""
         options = self._options(deployment, found, replica)
         if options.candidates:
-            self._start(deployment, options, neighbours, succeeds=replica.replica_id)
+            chosen = Standing(options.candidates, deployment).best(neighbours)
+            self._start(deployment, chosen, neighbours, succeeds=replica.replica_id)
             return None
         return why(deployment, options) if options.dropped else no_other_node(deployment)
 
@@ -197,13 +217,11 @@ class _Planning:
     def _start(
         self,
         deployment: DeploymentView,
-        options: Choices,
+        chosen: Ranked,
         neighbours: dict[NodeId, int],
         *,
-        points: dict[int, tuple[float, Candidate]] | None = None,
         succeeds: ReplicaId | None = None,
-    ) -> NodeView:
-        chosen = best(options.candidates, deployment, neighbours, points)
+    ) -> None:
         node_id = chosen.candidate.node.node_id
         start = Start(
             deployment_id=deployment.deployment_id,
@@ -214,9 +232,9 @@ class _Planning:
             succeeds=succeeds,
         )
         self._ledger.book(node_id, start.promises)
+        self._booked.append(node_id)
         neighbours[node_id] = neighbours.get(node_id, 0) + 1
         self._starts.append(start)
-        return chosen.candidate.node
 
     def _make_room(self, deployment: DeploymentView, need: int, found: Sorting, options: Choices) -> None:
         """Stop the fewest replicas of older generations without which the new one fits, if that is all that lacks.
@@ -257,9 +275,14 @@ class _Planning:
         return (f"{self._held_back} replicas on {held} lost nodes are not replaced yet",)
 
 
-def _living(found: Sorting) -> int:
-    leaving = sum(1 for replica in found.of(Bucket.REPLACE) if replica.is_leaving)
-    return len(found.of(Bucket.KEEP)) + len(found.of(Bucket.START)) + leaving
+def _has_living(found: Sorting) -> bool:
+    return any(
+        verdict.bucket in _LIVING or (verdict.bucket is Bucket.REPLACE and verdict.replica.is_leaving)
+        for verdict in found.verdicts
+    )
+
+
+_LIVING = (Bucket.KEEP, Bucket.START)
 
 
 def _neighbours(replicas: Sequence[ReplicaView]) -> dict[NodeId, int]:

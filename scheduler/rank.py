@@ -4,11 +4,13 @@ In: candidates that all have room. Out: one of them, its score and a sentence. C
 are ordered so that each preference beats all the smaller ones together: GPU, spread, files at hand, best fit.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.devices import DeviceKind
-from core.ids import NodeId
+from core.ids import DeviceId, NodeId
 from scheduler.feasible import Candidate
 from scheduler.snapshot import DeploymentView
 
@@ -27,15 +29,6 @@ class Ranked:
     reason: str
 
 
-def score(candidate: Candidate, deployment: DeploymentView, *, is_emptiest: bool) -> float:
-    """Return the points of `candidate`, 0 to 100.
-
-    `is_emptiest` says that no candidate of the same sort (GPU or CPU) has fewer of the deployment's replicas around it:
-    those alone earn the spread.
-    """
-    return round(_plain_points(candidate, deployment) + (SPREAD_POINTS if is_emptiest else 0.0), 6)
-
-
 def _plain_points(candidate: Candidate, deployment: DeploymentView) -> float:
     """Return the points that do not depend on where the deployment's other replicas are."""
     total = candidate.device.total_bytes
@@ -45,47 +38,82 @@ def _plain_points(candidate: Candidate, deployment: DeploymentView) -> float:
     return points + (GPU_POINTS if _is_gpu(candidate) else 0.0)
 
 
-def best(
-    candidates: Sequence[Candidate],
-    deployment: DeploymentView,
-    neighbours: Mapping[NodeId, int],
-    known: dict[int, tuple[float, Candidate]] | None = None,
-) -> Ranked:
-    """Return the best of `candidates` (not empty); equal scores go to the lowest node id, then device id.
+class Standing:
+    """The candidates for one sort of replica, best first, kept in that order while a plan takes their room.
 
-    `neighbours` are the deployment's replicas on each node already; `known` keeps points of candidates, by the identity
-    of the value, between two calls for one deployment: a thousand nodes are not weighed anew for each replica.
+    A thousand nodes are weighed once, and not anew for each of five thousand replicas.
     """
-    plain = {} if known is None else known
-    fewest: dict[bool, int] = {}
-    seats: list[tuple[Candidate, bool, int, float]] = []
-    for candidate in candidates:
-        sort, count = _is_gpu(candidate), neighbours.get(candidate.node.node_id, 0)
-        fewest[sort] = min(count, fewest.get(sort, count))
-        entry = plain.get(id(candidate))
-        if entry is None:
-            # The candidate is kept beside its points, so that no other value can come to have its identity.
-            entry = plain[id(candidate)] = (round(_plain_points(candidate, deployment), 6), candidate)
-        seats.append((candidate, sort, count, entry[0]))
-    chosen = seats[0][0]
-    top: tuple[bool, float] | None = None
-    for candidate, sort, count, plain_points in seats:
-        points = plain_points + SPREAD_POINTS if count <= fewest[sort] else plain_points
+
+    def __init__(self, candidates: Sequence[Candidate], deployment: DeploymentView) -> None:
+        self._deployment = deployment
+        seats = sorted(self._seat(candidate) for candidate in candidates)
+        self._seats: dict[bool, list[_Seat]] = {sort: [] for sort in (True, False)}
+        self._of_node: dict[NodeId, list[_Seat]] = {}
+        for seat in seats:
+            self._seats[_is_gpu(seat.candidate)].append(seat)
+            self._of_node.setdefault(seat.node_id, []).append(seat)
+
+    def __bool__(self) -> bool:
+        return bool(self._of_node)
+
+    def renew(self, node_id: NodeId, candidates: Sequence[Candidate]) -> None:
+        """Put `candidates`, which are all that a node has now, in the place of what it had."""
+        for seat in self._of_node.pop(node_id, ()):
+            seats = self._seats[_is_gpu(seat.candidate)]
+            del seats[bisect.bisect_left(seats, seat)]
+        for candidate in candidates:
+            seat = self._seat(candidate)
+            bisect.insort(self._seats[_is_gpu(candidate)], seat)
+            self._of_node.setdefault(node_id, []).append(seat)
+
+    def best(self, neighbours: Mapping[NodeId, int]) -> Ranked:
+        """Return the best of the candidates, of which there must be one; equal scores go to the lowest ids.
+
+        `neighbours` are the deployment's replicas on each node already.
+        """
+        ranks = [rank for seats in self._seats.values() for rank in _first(seats, neighbours)]
+        _, negative, node_id, _, seat = min(ranks)
+        points = round(-negative, 6)
+        reason = _reason(seat.candidate, points, self._deployment, neighbours.get(node_id, 0))
+        return Ranked(candidate=seat.candidate, score=points, reason=reason)
+
+    def _seat(self, candidate: Candidate) -> "_Seat":
+        node, points = candidate.node, round(_plain_points(candidate, self._deployment), 6)
         # One that goes silent again and again is the last resort, whatever it has.
-        rank = (candidate.node.is_flapping, -points)
-        if top is None or rank < top or (rank == top and _order(candidate) < _order(chosen)):
-            top, chosen = rank, candidate
-    assert top is not None, "there is a candidate"
-    points = round(-top[1], 6)
-    return Ranked(
-        candidate=chosen,
-        score=points,
-        reason=_reason(chosen, points, deployment, neighbours.get(chosen.node.node_id, 0)),
-    )
+        return _Seat(node.is_flapping, -points, node.node_id, candidate.device.device_id, candidate)
 
 
-def _order(candidate: Candidate) -> tuple[str, str]:
-    return candidate.node.node_id, candidate.device.device_id
+class _Seat(NamedTuple):
+    """A candidate behind what it is sorted by: no two have the same ids."""
+
+    is_flapping: bool
+    negative_points: float
+    node_id: NodeId
+    device_id: DeviceId
+    candidate: Candidate
+
+
+_Rank = tuple[bool, float, NodeId, DeviceId, _Seat]
+"""Smallest first: whether it is flapping, its points negative, its ids; and the seat."""
+
+
+def _first(seats: Sequence[_Seat], neighbours: Mapping[NodeId, int]) -> list[_Rank]:
+    """Return the ranks of the best of `seats` with the points for spread, and of the best before it without them.
+
+    Those alone earn them around which there are no more of the deployment's replicas than around any other of the same
+    sort (GPU or CPU). Few nodes have one already, so that the walk ends after as many seats.
+    """
+    has_empty = any(seat.node_id not in neighbours for seat in seats)
+    fewest = 0 if has_empty else min((neighbours[seat.node_id] for seat in seats), default=0)
+    ranks: list[_Rank] = []
+    for seat in seats:
+        is_flapping, negative, node_id, device_id, _ = seat
+        if neighbours.get(node_id, 0) <= fewest:
+            ranks.append((is_flapping, negative - SPREAD_POINTS, node_id, device_id, seat))
+            break
+        if not ranks:
+            ranks.append((is_flapping, negative, node_id, device_id, seat))
+    return ranks
 
 
 def _is_gpu(candidate: Candidate) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
@@ -28,9 +29,8 @@ class Bucket(StrEnum):
     WAIT = "wait"  # told to drain or stop already: nothing to do but wait
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One replica's bucket, with the reason when it is stopped."""
+class Verdict(NamedTuple):
+    """One replica's bucket, with the reason when it is stopped; a tuple, because each pass makes one per replica."""
 
     replica: ReplicaView
     bucket: Bucket
@@ -96,6 +96,10 @@ def sorting(
     a node that its predecessor no longer moves to: stop. 8 else: see `_current`. The lost replicas of a node that is
     held count as if they lived.
     """
+    if _is_settled(deployment, replicas, nodes):
+        kept = sorted(replicas, key=lambda replica: replica.replica_id)
+        verdicts_of_all = tuple(Verdict(replica, Bucket.KEEP) for replica in kept)
+        return Sorting(verdicts=verdicts_of_all, missing=0, failed_on=frozenset())
     want = 0 if deployment.is_deleting else deployment.replicas
     verdicts, current, leaving, older = _groups(deployment, replicas, nodes, want)
     held_back = sum(
@@ -128,6 +132,22 @@ def sorting(
         followed=tuple(alone[: tries - missing]),
         exhausted=tuple(alone[tries - missing :]),
     )
+
+
+def _is_settled(deployment: DeploymentView, replicas: Sequence[ReplicaView], nodes: Mapping[NodeId, NodeView]) -> bool:
+    """Return whether as many as are wanted serve and nothing else is there: nearly all deployments at nearly any time.
+
+    Then every replica is kept, which `sorting` would find out at ten times the cost.
+    """
+    if deployment.is_deleting or len(replicas) != deployment.replicas:
+        return False
+    for replica in replicas:
+        if replica.state is not ReplicaState.READY or replica.desired is not Desired.RUN or replica.is_leaving:
+            return False
+        node = nodes.get(replica.node_id)
+        if replica.generation != deployment.generation or node is None or node.state is not NodeState.READY:
+            return False
+    return True
 
 
 def is_held(verdict: Verdict, nodes: Mapping[NodeId, NodeView]) -> bool:

@@ -52,9 +52,12 @@ class Leases:
         """Let time pass for all; return which nodes are in another state now. At least every `Timers.tick_s`."""
         awake = self._clock.read(now)
         changes: list[tuple[NodeId, Changed]] = []
-        event, silent, here = Looked(), 0, 0
+        event, terms, silent, here = Looked(), self._terms, 0, 0
         for node_id, lease in self._leases.items():
-            after, effects = machine.step(lease, event, awake, self._terms)
+            if machine.is_fresh(lease, awake, terms):  # nearly all of them, each second
+                here += 1
+                continue
+            after, effects = machine.step(lease, event, awake, terms)
             if after is not lease:
                 self._leases[node_id] = after
             here += not after.has_left
@@ -98,6 +101,10 @@ class Leases:
     def state(self, node_id: NodeId) -> NodeState:
         """Return one node's state as of the last event or look."""
         return self._leases[node_id].state
+
+    def awake_s(self, now: float) -> float:
+        """Return the awake seconds of this reign, of which the instants in a `Lease` are."""
+        return self._clock.read(now)
 
     def silent_s(self, node_id: NodeId, now: float) -> float:
         """Return the awake seconds since one node was heard of, or since this reign began."""

@@ -3,7 +3,8 @@
 Comes in: checked messages. Goes out: effects that `controller.fleet.service` carries out. No gRPC, no clock.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from controller.exchange import Observation
 from controller.fleet.model import Ack, Goodbye, Heartbeat, Hello, NodeMessage, NodeRow, Refuse
@@ -15,25 +16,25 @@ from core.protocols import SPOKEN, Span
 CONFLICT = "node.identity_conflict"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SessionState:
-    """What a session remembers: its protocol, the last heartbeat's number, whether the node has said goodbye."""
+class SessionState(NamedTuple):
+    """What a session remembers: its protocol, the last heartbeat's number, whether the node has said goodbye.
+
+    A tuple, as `Telemetry` is, because a controller of a thousand nodes makes five hundred of them a second.
+    """
 
     protocol: int = SPOKEN.newest
     last_sequence: int = 0
     has_left: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Telemetry:
+class Telemetry(NamedTuple):
     """Effect: keep these readings."""
 
     devices: tuple[DeviceReading, ...]
     disk_free_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Applied:
+class Applied(NamedTuple):
     """Effect: the node has applied this generation."""
 
     generation: int
@@ -79,14 +80,14 @@ def step(state: SessionState, message: NodeMessage) -> tuple[SessionState, tuple
                 hint="dial again",
             )
             return state, (refusal,)
-        heard = replace(state, last_sequence=message.sequence)
-        effects: tuple[Effect, ...] = Applied(generation=message.applied_generation), Ack(sequence=message.sequence)
+        # By position, which costs a tuple half as much.
+        heard = SessionState(state.protocol, message.sequence, state.has_left)
+        effects: tuple[Effect, ...] = Applied(message.applied_generation), Ack(message.sequence)
         if state.protocol < protocols.TELEMETRY_APART:
-            readings = Telemetry(devices=message.devices, disk_free_bytes=message.disk_free_bytes)
-            effects = readings, *effects
+            effects = Telemetry(message.devices, message.disk_free_bytes), *effects
         return heard, effects
     if isinstance(message, Goodbye):
-        return replace(state, has_left=True), (Leave(reason=message.reason),)
+        return state._replace(has_left=True), (Leave(reason=message.reason),)
     return state, (Observe(observation=message),)
 
 

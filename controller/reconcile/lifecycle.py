@@ -16,6 +16,7 @@ from controller.registry.model import StoredPlace
 from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
 
+_DRAIN, _STOP = Desired.DRAIN.value, Desired.STOP.value
 _MAY_SERVE = frozenset({ReplicaState.READY.value, ReplicaState.UNHEALTHY.value})
 
 
@@ -49,7 +50,7 @@ def steps(
 ) -> Steps:
     """Return the next steps of everything that is on its way out or waits for a node."""
     timeout = timedelta(seconds=drain_timeout_s)
-    draining = [row for row in picture.replicas if row.desired == Desired.DRAIN.value]
+    draining = [row for row in picture.replicas if row.desired == _DRAIN]
     stops = tuple(
         row
         for row in draining
@@ -61,18 +62,17 @@ def steps(
     gone = tuple(
         row
         for row in picture.replicas
-        if row.desired == Desired.STOP.value
+        if row.desired == _STOP
         and is_gone(row, live.get(NodeId(row.node_id)), generation=generations.get(row.node_id, 0), lost_s=lost_s)
     )
     gone_ids = {row.replica_id for row in gone}
-    held = {row.deployment_id for row in picture.replicas if row.replica_id not in gone_ids}
+    ending = [row.deployment_id for row in picture.deployments if row.is_deleting]
+    held = {row.deployment_id for row in picture.replicas if row.replica_id not in gone_ids} if ending else set()
     waits = [row.drain_since + timeout for row in draining if row.drain_since is not None and row not in stops]
     return Steps(
         stops=stops,
         gone=gone,
-        ended=tuple(
-            row.deployment_id for row in picture.deployments if row.is_deleting and row.deployment_id not in held
-        ),
+        ended=tuple(deployment_id for deployment_id in ending if deployment_id not in held),
         pulls=_pull_moves(picture, live, lost_s),
         wake_at=min(waits, default=None),
         emptied=_emptied(picture, gone_ids),
@@ -80,6 +80,8 @@ def steps(
 
 
 def _emptied(picture: Picture, gone_ids: set[str]) -> tuple[str, ...]:
+    if not gone_ids:
+        return ()
     left = {row.node_id for row in picture.replicas if row.replica_id not in gone_ids}
     touched = {row.node_id for row in picture.replicas if row.replica_id in gone_ids}
     return tuple(row.node_id for row in picture.nodes if row.drain_since is not None and row.node_id in touched - left)
@@ -138,15 +140,16 @@ def is_gone(row: Replica, node: NodeNow | None, *, generation: int, lost_s: floa
 
 
 def _pull_moves(picture: Picture, live: Mapping[NodeId, NodeNow], lost_s: float) -> dict[str, str | None]:
+    open_pulls = [pull for pull in picture.pulls if pull.finished_at is None]
+    if not open_pulls:
+        return {}
     cordoned = {row.node_id for row in picture.nodes if row.is_cordoned or not row.is_approved}
     ready = [node for node in live.values() if node.state is NodeState.READY and node.node_id not in cordoned]
     # The emptiest disk first; the name makes it the same choice each time.
     ready.sort(key=lambda node: (-node.disk_free_bytes, node.name))
     target = ready[0].node_id if ready else None
     moves: dict[str, str | None] = {}
-    for pull in picture.pulls:
-        if pull.finished_at is not None:
-            continue
+    for pull in open_pulls:
         is_orphan = pull.node_id is None or is_past_lease(live.get(NodeId(pull.node_id)), lost_s)
         if is_orphan and pull.node_id != target:
             moves[pull.pull_id] = target

@@ -98,6 +98,7 @@ class ReconcileLoop:
         self._planner = planner
         self._clock = clock
         self._log = log
+        self._views = pictures.Views()
         self.counts = PassCounts()
 
     async def run(self) -> None:
@@ -155,7 +156,7 @@ class ReconcileLoop:
         )
         self._routes.publish(table, publish.unrouted(picture))
         now = self._clock.now()
-        plan = self._planner(pictures.seen(picture, live, now=now, cpu_reserve_bytes=self._config.cpu_reserve_bytes))
+        plan = self._planner(self._views.seen(picture, live, now=now, cpu_reserve_bytes=self._config.cpu_reserve_bytes))
         following = steps(
             picture,
             live,

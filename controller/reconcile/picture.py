@@ -4,15 +4,17 @@ Comes in: a snapshot connection and what is live in memory. Goes out: `Picture`,
 Called by `controller.reconcile.loop`; `seen` is pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 from adapters.contract import Runtime
 from controller.deployments import store as deployment_store
 from controller.deployments.model import Deployment, RefusalRow, Replica, footprint_of
 from controller.engines import store as engine_store
 from controller.engines.model import EngineDefault, EngineWant
+from controller.exchange import Observation
 from controller.fleet import store as fleet_store
 from controller.fleet.model import NodeNow, NodeRow
 from controller.identity import store as identity_store
@@ -22,7 +24,7 @@ from controller.registry import store as registry_store
 from controller.registry.model import Alias, Copy, File, Pull, StoredPlace
 from controller.secrets import store as secret_store
 from controller.secrets.model import SealedSecret
-from core.devices import DeviceKind
+from core.devices import DeviceKind, DeviceReading
 from core.ids import DeploymentId, DeviceId, NodeId, ReplicaId, Sha256
 from core.infra import postgres
 from core.states import Desired, ReplicaState
@@ -85,19 +87,107 @@ async def read(connection: postgres.Connection) -> Picture:
 
 def seen(picture: Picture, live: Mapping[NodeId, NodeNow], *, now: datetime, cpu_reserve_bytes: int) -> Snapshot:
     """Return what the scheduler may see of `picture` and of the nodes as they are now."""
-    return Snapshot(
-        now=now,
-        nodes=tuple(
-            _node(row, live[NodeId(row.node_id)], picture) for row in picture.nodes if NodeId(row.node_id) in live
-        ),
-        deployments=tuple(_deployment(row, picture) for row in picture.deployments),
-        replicas=tuple(_replica(row, live) for row in picture.replicas),
-        cpu_reserve_bytes=cpu_reserve_bytes,
+    return Views().seen(picture, live, now=now, cpu_reserve_bytes=cpu_reserve_bytes)
+
+
+class _Known(NamedTuple):
+    """A view, and the values that it was made of."""
+
+    row: object
+    beside: object
+    view: Any
+
+
+class Views:
+    """Makes the scheduler's views, and remembers them: of thousands of rows few are others than in the pass before.
+
+    A view is a pure function of a row and what stands beside it, so that as long as both are equal to those of the last
+    call the view of the last call is given again. Nothing is kept of rows that a picture no longer has.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Known] = {}
+        self._devices: dict[str, _Known] = {}
+        self._deployments: dict[str, _Known] = {}
+        self._replicas: dict[str, _Known] = {}
+
+    def seen(
+        self, picture: Picture, live: Mapping[NodeId, NodeNow], *, now: datetime, cpu_reserve_bytes: int
+    ) -> Snapshot:
+        """Return what `seen` returns."""
+        here = [(row, live[NodeId(row.node_id)]) for row in picture.nodes if NodeId(row.node_id) in live]
+        facts = _views(self._nodes, ((row.node_id, row, None) for row, _ in here), _facts)
+        devices = _views(self._devices, ((row.node_id, one.devices, None) for row, one in here), _devices)
+        deployments = _views(
+            self._deployments,
+            ((row.deployment_id, row, picture.files.get(row.version_id, ())) for row in picture.deployments),
+            _deployment,
+        )
+        observations = {node_id: one.observation for node_id, one in live.items()}
+        replicas = _views(
+            self._replicas,
+            ((row.replica_id, row, observations.get(NodeId(row.node_id))) for row in picture.replicas),
+            _replica,
+        )
+        self._nodes, self._devices, self._deployments, self._replicas = facts, devices, deployments, replicas
+        return Snapshot(
+            now=now,
+            nodes=tuple(
+                _node(row, one, facts[row.node_id].view, devices[row.node_id].view, picture) for row, one in here
+            ),
+            deployments=tuple(known.view for known in deployments.values()),
+            replicas=tuple(known.view for known in replicas.values()),
+            cpu_reserve_bytes=cpu_reserve_bytes,
+        )
+
+
+RowT = TypeVar("RowT")
+BesideT = TypeVar("BesideT")
+
+
+def _views(
+    known: Mapping[str, _Known], rows: Iterable[tuple[str, RowT, BesideT]], view: Callable[[RowT, BesideT], object]
+) -> dict[str, _Known]:
+    """Return what each of `rows` is seen as, by its id: as before, or made anew where something is different."""
+    views: dict[str, _Known] = {}
+    for name, row, beside in rows:
+        last = known.get(name)
+        if last is not None and row is not last.row and row != last.row:
+            last = None
+        if last is not None and beside is not last.beside and beside != last.beside:
+            last = None
+        # The newest values are kept, so that the next comparison is one of identity where it can be.
+        views[name] = _Known(row, beside, view(row, beside) if last is None else last.view)
+    return views
+
+
+class _Facts(NamedTuple):
+    """What a node's row says of engines and containers."""
+
+    engines: Mapping[str, frozenset[DeviceKind]]
+    engine_reasons: Mapping[str, str]
+    container_fault: str
+
+
+def _facts(row: NodeRow, _: None) -> _Facts:
+    usable = [fact for fact in row.engines if fact["is_usable"]]
+    return _Facts(
+        engines={str(fact["engine"]): frozenset(DeviceKind(kind) for kind in fact["device_kinds"]) for fact in usable},
+        engine_reasons={str(fact["engine"]): str(fact["reason"]) for fact in row.engines if not fact["is_usable"]},
+        container_fault=_container_fault(row.labels),
     )
 
 
-def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
-    usable = [fact for fact in row.engines if fact["is_usable"]]
+def _devices(readings: Sequence[DeviceReading], _: None) -> tuple[DeviceView, ...]:
+    return tuple(
+        DeviceView(
+            device_id=device.device_id, kind=device.kind, total_bytes=device.total_bytes, free_bytes=device.free_bytes
+        )
+        for device in readings
+    )
+
+
+def _node(row: NodeRow, now: NodeNow, facts: _Facts, devices: tuple[DeviceView, ...], picture: Picture) -> NodeView:
     return NodeView(
         node_id=NodeId(row.node_id),
         name=row.name,
@@ -106,22 +196,14 @@ def _node(row: NodeRow, now: NodeNow, picture: Picture) -> NodeView:
         is_approved=row.is_approved,
         is_drain_forced=row.is_drain_forced,
         silent_s=now.silent_s,
-        devices=tuple(
-            DeviceView(
-                device_id=device.device_id,
-                kind=device.kind,
-                total_bytes=device.total_bytes,
-                free_bytes=device.free_bytes,
-            )
-            for device in now.devices
-        ),
+        devices=devices,
         file_digests=picture.node_files.get(NodeId(row.node_id), frozenset()),
-        engines={str(fact["engine"]): frozenset(DeviceKind(kind) for kind in fact["device_kinds"]) for fact in usable},
-        container_fault=_container_fault(row.labels),
+        engines=facts.engines,
+        container_fault=facts.container_fault,
         is_held=now.is_held,
         is_flapping=now.is_flapping,
         returned_s=now.returned_s,
-        engine_reasons={str(fact["engine"]): str(fact["reason"]) for fact in row.engines if not fact["is_usable"]},
+        engine_reasons=facts.engine_reasons,
     )
 
 
@@ -132,7 +214,7 @@ def _container_fault(labels: Mapping[str, str]) -> str:
     return labels.get("container.fault") or "it has neither podman nor docker"
 
 
-def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
+def _deployment(row: Deployment, files: Sequence[File]) -> DeploymentView:
     return DeploymentView(
         deployment_id=DeploymentId(row.deployment_id),
         name=row.name,
@@ -140,7 +222,7 @@ def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
         replicas=row.replicas if row.is_enabled else 0,
         engine=row.engine,
         footprint=footprint_of(row.footprint),
-        file_digests=tuple(Sha256(file.sha256) for file in picture.files.get(row.version_id, ())),
+        file_digests=tuple(Sha256(file.sha256) for file in files),
         is_deleting=row.is_deleting,
         node_name=row.node_name,
         is_external=row.runtime == Runtime.EXTERNAL,
@@ -148,9 +230,8 @@ def _deployment(row: Deployment, picture: Picture) -> DeploymentView:
     )
 
 
-def _replica(row: Replica, live: Mapping[NodeId, NodeNow]) -> ReplicaView:
-    now = live.get(NodeId(row.node_id))
-    reports = now.observation.replicas if now is not None and now.observation is not None else ()
+def _replica(row: Replica, observation: Observation | None) -> ReplicaView:
+    reports = observation.replicas if observation is not None else ()
     measured = next((report.memory_bytes for report in reports if report.replica_id == row.replica_id), 0)
     return ReplicaView(
         replica_id=ReplicaId(row.replica_id),

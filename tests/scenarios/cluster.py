@@ -6,9 +6,10 @@ from controller.deployments.model import Deployment, Replica, footprint_json
 from core.footprint import Footprint, Provenance
 from core.ids import NodeId, ReplicaId
 from core.states import Desired, ReplicaState
-from tests.scenarios.control import Controller, Target
+from tests.scenarios.control import Controller
 from tests.scenarios.database import Database
 from tests.scenarios.host import Host
+from tests.scenarios.loop import Target
 from tests.scenarios.network import Network
 from tests.scenarios.session import Session
 from tests.scenarios.world import EPOCH, Fences, Process, World
@@ -54,8 +55,8 @@ class Door(Process):
 
     def _pull(self) -> None:
         leading = self._cluster.leading()
-        if leading is not None and leading.table is not self.table:
-            self.table = leading.table
+        if leading is not None and leading.loop.table is not self.table:
+            self.table = leading.loop.table
             self._serving = {target[1] for targets in self.table.values() for target in targets}
         self.after(0.5, self._pull)
 
@@ -202,7 +203,7 @@ class Cluster:
     def _wake(self) -> None:
         leading = self.leading()
         if leading is not None:
-            leading.wake()
+            leading.loop.wake()
 
     def ended(self, name: str) -> bool:
         """Delete a deployment's row, as the commit does."""

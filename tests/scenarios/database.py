@@ -32,6 +32,10 @@ class Database:
         self.capacity: dict[str, int] = {}
         self.deployments: dict[str, Deployment] = {}
         self.replicas: dict[str, Replica] = {}
+        self.by_node: dict[str, dict[str, Replica]] = {}
+        """The same rows by their nodes, as an index has them."""
+        self.writes: dict[str, int] = {}
+        """How often a row of each node was written: what was made of the rows of a node holds until then."""
         self.registered: set[str] = set()
         self.touched: set[str] = set()
         self._ids = 0
@@ -111,7 +115,7 @@ class Database:
             drain_since=None,
             **_UNBORN,
         )
-        self.replicas[row.replica_id] = row
+        self._put(row)
         self.touched.add(node_id)
         self._world.say(f"{row.replica_id} of {deployment_id} is placed on {node_id}")
         return True
@@ -123,7 +127,7 @@ class Database:
         if row is None or row.desired != before:
             return False
         since = row.drain_since or EPOCH + timedelta(seconds=self._world.now)
-        self.replicas[replica_id] = replace(row, desired=desired.value, drain_since=since)
+        self._put(replace(row, desired=desired.value, drain_since=since))
         self._world.say(f"{replica_id} on {row.node_id} shall {desired.value}")
         return True
 
@@ -131,7 +135,7 @@ class Database:
         """Write what a node says of a replica."""
         self.fenced(epoch)
         values: dict[str, Any] = {name: getattr(change, name) for name in _MIRRORED}
-        self.replicas[row.replica_id] = replace(row, state=change.state.value, **values)
+        self._put(replace(row, state=change.state.value, **values))
         self.touched.add(row.node_id)
 
     def forget(self, epoch: int, replica_id: str) -> bool:
@@ -140,16 +144,24 @@ class Database:
         row = self.replicas.get(replica_id)
         if row is None or row.desired != Desired.STOP.value:
             return False
-        del self.replicas[replica_id]
+        del self.replicas[replica_id], self.by_node[row.node_id][replica_id]
+        self.writes[row.node_id] += 1
         return True
+
+    def _put(self, row: Replica) -> None:
+        self.replicas[row.replica_id] = self.by_node.setdefault(row.node_id, {})[row.replica_id] = row
+        self.writes[row.node_id] = self.writes.get(row.node_id, 0) + 1
 
     def promised(self, node_ids: set[str]) -> dict[str, int]:
         """Return the bytes that are promised on the device of each of these nodes."""
-        sums = dict.fromkeys(sorted(node_ids), 0)
-        for row in self.replicas.values():
-            if row.node_id in sums and ReplicaState(row.state) in OCCUPYING:
-                sums[row.node_id] += row.promises["gpu0"]
-        return sums
+        return {
+            node_id: sum(
+                row.promises["gpu0"]
+                for row in self.by_node.get(node_id, {}).values()
+                if ReplicaState(row.state) in OCCUPYING
+            )
+            for node_id in sorted(node_ids)
+        }
 
 
 _MIRRORED = ("incarnation", "restarts", "pid", "host", "port", "load_s", "code", "message", "log_tail", "base_url")

@@ -12,17 +12,28 @@ from typing import Any
 from tests.scenarios.world import Process, World
 
 Way = tuple[str, str]
+_CONGESTION = (0.2, 1.0, 1.0, 4.0)
+"""How much slower than usual a connection is: one may be congested while the next is not."""
+
+
+class Line:
+    """One connection: its delay in seconds, and when the last message of each sender arrives."""
+
+    __slots__ = ("lag_s", "last")
+
+    def __init__(self, lag_s: float) -> None:
+        self.lag_s = lag_s
+        self.last: dict[str, float] = {}
 
 
 class Network:
     """All lines of the cluster; `cut` holds the directions (sender, receiver) that are a black hole now."""
 
     def __init__(self, world: World, *, delay_s: float, loss: float, duplication: float) -> None:
-        self._world = world
+        self._world, self._random = world, world.chance.random
         self._delay_s, self.loss, self.duplication = delay_s, loss, duplication
         self.cut: set[Way] = set()
-        self._last: dict[tuple[int, str], float] = {}
-        self._lag: dict[int, float] = {}
+        self._lines: dict[int, Line] = {}
         self._stuck: list[tuple[Way, int, Process, Callable[..., None], tuple[Any, ...]]] = []
 
     def is_cut(self, way: Way) -> bool:
@@ -51,25 +62,23 @@ class Network:
         is_repeatable: bool = False,
     ) -> None:
         """Deliver to `owner` what `way[0]` sends to `way[1]` by `stream`, late, or twice, or when the line is back."""
-        world, chance = self._world, self._world.chance
         if self.cut and self.is_cut(way):
             self._stuck.append((way, stream, owner, action, given))
             return
-        lag = self._lag.get(stream)
-        if lag is None:  # one connection may be congested while the next is not
-            lag = self._lag[stream] = self._delay_s * chance.choice((0.2, 1.0, 1.0, 4.0))
-        due = world.now + lag * (0.5 + chance.random())
-        if self.loss and chance.random() < self.loss:
-            due += chance.choice((0.2, 0.6, 1.4, 3.0))  # as often as it is sent again, with doubling pauses
-        key = (stream, way[0])
-        due = max(due, self._last.get(key, 0.0))
-        self._last[key] = due
-        world.at(due, owner, action, *given)
-        if is_repeatable and self.duplication and chance.random() < self.duplication:
-            world.at(due + chance.random() * 20.0, owner, action, *given)
+        world, random = self._world, self._random
+        line = self._lines.get(stream)
+        if line is None:
+            line = self._lines[stream] = Line(self._delay_s * world.chance.choice(_CONGESTION))
+        due = world.now + line.lag_s * (0.5 + random())
+        if self.loss and random() < self.loss:
+            due += world.chance.choice((0.2, 0.6, 1.4, 3.0))  # as often as it is sent again, with doubling pauses
+        last, sender = line.last, way[0]
+        earlier = last.get(sender, 0.0)
+        last[sender] = due = due if due > earlier else earlier
+        world.put(due, owner, action, given)
+        if is_repeatable and self.duplication and random() < self.duplication:
+            world.put(due + random() * 20.0, owner, action, given)
 
-    def forget(self, stream: int, server: str, node: str) -> None:
+    def forget(self, stream: int) -> None:
         """Drop what is known of a stream that has ended."""
-        self._last.pop((stream, server), None)
-        self._last.pop((stream, node), None)
-        self._lag.pop(stream, None)
+        self._lines.pop(stream, None)

@@ -36,6 +36,8 @@ class Session:
         self.total_bytes = agent.host.total_bytes
         self.node_id = agent.host.node_id
         self.stream, self._server = 0, ""
+        self._name = str(self.node_id)
+        self._way = (self._name, "")
         self.is_open, self.heard_at = False, 0.0
         self._attempt, self._sequence = 0, 0
         self._terms = Welcome(leader_epoch=0, session_epoch=0, heartbeat_ms=0, lease_ms=0, fence_ms=0)
@@ -55,7 +57,7 @@ class Session:
             self._again(0.0)
             return
         server = servers[0] if len(servers) == 1 else world.chance.choice(servers)
-        self._server = server.name
+        self._server, self._way = server.name, (self._name, server.name)
         host = self.agent.host
         host.serial += 1
         seen = host.epoch_seen if world.fences.leader_epoch else 0
@@ -73,8 +75,7 @@ class Session:
             observation=self.agent.observation(),
         )
         self.agent.is_changed = False
-        way = (str(self.node_id), server.name)
-        self._cluster.network.dial(way, self.stream, server, server.hello, self, self.stream, hello, host.serial)
+        self._cluster.network.dial(self._way, self.stream, server, server.hello, self, self.stream, hello, host.serial)
         self.agent.after(_HELLO_DEADLINE_S, self._too_late, self.stream)
 
     def hang_up(self) -> None:
@@ -82,9 +83,8 @@ class Session:
         if self.stream and self._server:
             server = self._cluster.server(self._server)
             if server is not None:
-                way = (str(self.node_id), self._server)
-                self._cluster.network.send(way, self.stream, server, server.ended, self.stream)
-            self._cluster.network.forget(self.stream, self._server, str(self.node_id))
+                self._cluster.network.send(self._way, self.stream, server, server.ended, self.stream)
+            self._cluster.network.forget(self.stream)
         self.is_open, self.stream, self._server = False, 0, ""
 
     def _again(self, pause_s: float) -> None:
@@ -139,24 +139,18 @@ class Session:
     def _beat(self, stream: int) -> None:
         if stream != self.stream:
             return
-        agent, terms = self.agent, self._terms
-        if self._world.now - self.heard_at > terms.lease_ms / 1000.0:
+        agent, terms, world, host = self.agent, self._terms, self._world, self.agent.host
+        if world.now - self.heard_at > terms.lease_ms / 1000.0:
             self.hang_up()
             self._again(0.0)
             return
         self._sequence += 1
-        host = agent.host
-        beat = Heartbeat(
-            sequence=self._sequence,
-            applied_generation=host.disk.generation,
-            devices=host.devices(),
-            disk_free_bytes=0,
-        )
+        beat = Heartbeat(self._sequence, host.disk.generation, host.devices(), 0)
         self._say(stream, beat)
-        if agent.is_changed or self._world.now >= self._observed_at:
+        if agent.is_changed or world.now >= self._observed_at:
             self._flush(stream)
         interval_s = terms.heartbeat_ms / 1000.0
-        agent.after(interval_s * (0.9 + 0.2 * self._world.chance.random()), self._beat, stream)
+        agent.after(interval_s * (0.9 + 0.2 * world.chance.random()), self._beat, stream)
 
     def changed(self) -> None:
         """Send what changed soon: several changes go out together."""
@@ -174,6 +168,6 @@ class Session:
         if server is None:
             self.broken(stream)
             return
-        self.agent.host.serial += 1
-        way = (str(self.node_id), self._server)
-        self._cluster.network.send(way, stream, server, server.take, stream, message, self.agent.host.serial)
+        host = self.agent.host
+        host.serial += 1
+        self._cluster.network.send(self._way, stream, server, server.take, stream, message, host.serial)

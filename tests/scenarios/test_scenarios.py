@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from controller.reconcile.picture import Views, seen
+from tests.scenarios.cluster import Cluster
+from tests.scenarios.faults import Faults
 from tests.scenarios.run import run, shape_of
 from tests.scenarios.world import Fences, Violation
 
@@ -56,6 +59,21 @@ def test_without_a_fence_a_kept_seed_fails(fence: str, invariant: str) -> None:
 
 def test_the_same_seed_is_the_same_run() -> None:
     assert run(11) == run(11)
+
+
+def test_views_that_are_remembered_are_those_that_would_be_made_anew() -> None:
+    cluster = Cluster(5, shape_of(5), Fences())
+    Faults(cluster).start(100.0)
+    views, compared = Views(), 0
+    for second in range(1, 100):
+        cluster.world.run_until(float(second))
+        leading = cluster.leading()
+        if leading is not None:
+            picture, live, now = leading.loop.picture(), leading.loop.live(), leading.wall()
+            remembered = views.seen(picture, live, now=now, cpu_reserve_bytes=0)
+            assert remembered == seen(picture, live, now=now, cpu_reserve_bytes=0)
+            compared += bool(remembered.replicas)
+    assert compared > 50
 
 
 def test_a_run_does_what_it_is_for() -> None:

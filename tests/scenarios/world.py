@@ -3,12 +3,12 @@
 Nothing waits and nothing runs at the same time as anything else: the same seed gives the same run, to the last event.
 """
 
-import heapq
 import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
 from typing import Any
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,7 +43,7 @@ class Process:
 
     def after(self, seconds: float, action: Callable[..., None], *given: Any) -> None:
         """Do `action` so many seconds from now, if this process still lives then."""
-        self.world.at(self.world.now + seconds, self, action, *given)
+        self.world.put(self.world.now + seconds, self, action, given)
 
 
 class World:
@@ -60,20 +60,24 @@ class World:
 
     def at(self, instant: float, owner: Process | None, action: Callable[..., None], *given: Any) -> None:
         """Do `action` at `instant`, for `owner` if it lives then."""
-        self._number += 1
-        heapq.heappush(self._heap, (instant, self._number, owner, action, given))
+        self.put(instant, owner, action, given)
+
+    def put(self, instant: float, owner: Process | None, action: Callable[..., None], given: tuple[Any, ...]) -> None:
+        """Do as `at` does, with what is given in one piece: millions of messages go this way."""
+        self._number = number = self._number + 1
+        heappush(self._heap, (instant, number, owner, action, given))
 
     def run_until(self, end: float, check: Callable[[], None] | None = None) -> None:
         """Let everything happen that is due before `end`, and `check` after each event."""
-        heap, pop = self._heap, heapq.heappop
+        heap = self._heap
         while heap and heap[0][0] <= end:
-            instant, _, owner, action, given = pop(heap)
+            instant, _, owner, action, given = heappop(heap)
             self.now = instant
             if owner is not None:
                 if not owner.is_alive:
                     continue
                 if instant < owner.asleep_until:
-                    self.at(owner.asleep_until, owner, action, *given)
+                    self.put(owner.asleep_until, owner, action, given)
                     continue
             self.events += 1
             action(*given)

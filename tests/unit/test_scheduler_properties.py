@@ -10,8 +10,11 @@ from core.devices import DeviceKind
 from core.errors import CODES
 from core.ids import NodeId, ReplicaId
 from core.states import Desired, NodeState, ReplicaState
+from scheduler.feasible import Candidate
 from scheduler.footprint import Ledger
 from scheduler.plan import buckets, plan
+from scheduler.rank import FILES_POINTS, FIT_POINTS, GPU_POINTS, SPREAD_POINTS, Standing
+from scheduler.reconcile import sorting
 from tests.unit.pictures import CPU, applied, cpu, deployment, gpu, node, picture, replica, settled
 
 NODES = ["a", "b", "c", "d"]
@@ -171,3 +174,69 @@ def test_a_cluster_with_room_ends_with_as_many_as_wanted(want, present):
     ready = [one for one in snapshot.replicas if one.state is ReplicaState.READY]
     assert len(ready) == want
     assert all(CPU in one.promises for one in ready)
+
+
+def weighed_anew(candidates, neighbours):
+    """The best of `candidates` for a deployment without files, found by weighing every one of them."""
+
+    def is_gpu(one):
+        return one.device.kind is not DeviceKind.CPU
+
+    def rank(one):
+        counts = [neighbours.get(other.node.node_id, 0) for other in candidates if is_gpu(other) is is_gpu(one)]
+        points = FILES_POINTS + FIT_POINTS * (1.0 - min(1.0, one.left_bytes / one.device.total_bytes))
+        points += GPU_POINTS if is_gpu(one) else 0.0
+        points += SPREAD_POINTS if neighbours.get(one.node.node_id, 0) <= min(counts) else 0.0
+        return one.node.is_flapping, -round(points, 6), one.node.node_id, one.device.device_id
+
+    return min(candidates, key=rank)
+
+
+@given(st.data())
+def test_a_standing_that_is_kept_gives_the_place_that_weighing_all_anew_gives(data):
+    places = {
+        name: [
+            node(name, cpu(total=1000), is_flapping=data.draw(st.sampled_from([False, False, True]))),
+            cpu(total=1000),
+        ]
+        + ([gpu(total=1000)] if data.draw(st.booleans()) else [])
+        for name in NODES
+    }
+
+    def with_room(name):
+        owner, *devices = places[name]
+        rooms = st.sampled_from([None, 0, 100, 150, 1000])
+        found = ((device, data.draw(rooms)) for device in devices)
+        return [Candidate(node=owner, device=one, left_bytes=room) for one, room in found if room is not None]
+
+    now = {name: with_room(name) for name in NODES}
+    standing = Standing([one for found in now.values() for one in found], deployment("p", need=50))
+    for _ in range(4):
+        counts = {name: data.draw(st.integers(0, 3)) for name in NODES}
+        neighbours = {places[name][0].node_id: count for name, count in counts.items() if count}
+        every = [one for found in now.values() for one in found]
+        assert bool(standing) == bool(every)
+        if every:
+            assert standing.best(neighbours).candidate == weighed_anew(every, neighbours)
+        name = data.draw(st.sampled_from(NODES))
+        now[name] = with_room(name)
+        standing.renew(places[name][0].node_id, now[name])
+
+
+@given(snapshots())
+def test_a_deployment_of_which_all_is_well_is_sorted_as_any_other(snapshot):
+    """One more replica that has ended changes no verdict but its own, and makes the sorting go the long way."""
+    at = {one.node_id: one for one in snapshot.nodes}
+    for drawn in snapshot.deployments:
+        own = [one for one in snapshot.replicas if one.deployment_id == drawn.deployment_id]
+        owner = replace(drawn, is_deleting=False, replicas=len(own))
+        well = [
+            replace(one, generation=owner.generation, state=ReplicaState.READY, desired=Desired.RUN, is_leaving=False)
+            for one in own
+        ]
+        if not well:
+            continue
+        ended = replace(well[0], replica_id=ReplicaId("zz"), state=ReplicaState.STOPPED)
+        short, long = (sorting(owner, found, at, snapshot.now) for found in (well, [*well, ended]))
+        assert short.verdicts == tuple(one for one in long.verdicts if one.replica is not ended)
+        assert (short.missing, short.failed_on) == (long.missing, long.failed_on)
