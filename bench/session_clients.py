@@ -27,11 +27,13 @@ from core.infra.credentials import Credentials
 from core.infra.grpc import secure_channel
 from core.infra.logs import Log
 from core.joining import parse_line
+from core.protocols import SPOKEN
 from node_agent.dialing import Way
 from node_agent.fence import Fence
 from node_agent.inventory import reading_message
 from node_agent.session import NodeFacts, Session
 from node_agent.standing import State
+from node_agent.telemetry import Telemetry
 from protos.slice.node.v1 import node_pb2 as pb
 from protos.slice.node.v1 import node_pb2_grpc
 
@@ -63,6 +65,7 @@ class Holdings:
         self.changed = asyncio.Event()
         self.applied_generation = 0
         self.leader_epoch = 0
+        self.latest: tuple[DeviceReading, ...] = ()
 
     async def see_epoch(self, leader_epoch: int) -> None:
         self.leader_epoch = leader_epoch
@@ -94,7 +97,8 @@ class Holdings:
             total_bytes=256 * GIB,
             free_bytes=random.randrange(GIB, 200 * GIB),
         )
-        return (cpu, *(self._gpu(index) for index in range(GPUS)))
+        self.latest = (cpu, *(self._gpu(index) for index in range(GPUS)))
+        return self.latest
 
     def _gpu(self, index: int) -> DeviceReading:
         return DeviceReading(
@@ -179,8 +183,8 @@ class TimedFence(Fence):
             self._seen.acks_ms.append(round((time.monotonic() - at) * 1000, 2))
 
 
-def _nothing(_: float) -> None:
-    """Do nothing with a lease."""
+def _nothing(_: object) -> None:
+    """Do nothing with a lease, or with revoked serials."""
 
 
 class Clients:
@@ -214,8 +218,8 @@ class Clients:
             stub: Any = node_pb2_grpc.NodeJoinStub(channel)  # type: ignore[no-untyped-call]  # generated
             reply: pb.JoinReply = await stub.Join(
                 pb.JoinRequest(
-                    protocol_min=1,
-                    protocol_max=1,
+                    protocol_min=SPOKEN.oldest,
+                    protocol_max=SPOKEN.newest,
                     token_id=line.token_id,
                     token_secret=line.secret,
                     csr_pem=asked.csr_pem,
@@ -241,6 +245,7 @@ class Clients:
         """Return the product's session of one node, over made-up holdings."""
         held: Any = Holdings(node["number"], self._seen)
         place = self._place(node)
+        way = Way(target=self._told["target"], cluster_id=self._told["cluster_id"], tls_dir=place / "tls")
         return Session(
             facts=NodeFacts(
                 node_id=node["node_id"],
@@ -248,14 +253,16 @@ class Clients:
                 run_id="bench",
                 agent_version="bench",
                 labels={"zone": "bench"},
-                data_dir=place,
                 plane_host="127.0.0.1",
                 plane_port=20030,
             ),
-            way=Way(target=self._told["target"], cluster_id=self._told["cluster_id"], tls_dir=place / "tls"),
+            way=way,
             supervisor=held,
             inventory=held,
-            devices=held,
+            telemetry=Telemetry(
+                node_id=node["node_id"], way=way, devices=held, data_dir=place, chance=random.random, log=self._log
+            ),
+            revoke=_nothing,
             fence=TimedFence(self._seen),
             standing=held,
             clock=self._clock,
