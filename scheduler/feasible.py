@@ -6,6 +6,7 @@ one `Refusal` that sums the reasons up. Called by `scheduler.plan`. Does not ran
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from core.devices import DeviceKind
 from core.ids import DeviceId, NodeId
@@ -26,8 +27,7 @@ DEPLOYMENT_CHANGED = "deployment_changed"
 Freed = Mapping[tuple[NodeId, DeviceId], int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One device that has room: `left_bytes` may still be promised after this replica."""
 
     node: NodeView
@@ -132,7 +132,9 @@ def _fitting(
     deployment: DeploymentView, need_bytes: int, node: NodeView, ledger: Ledger, freed: Freed
 ) -> tuple[list[Candidate], tuple[int, str] | None]:
     kinds = _usable_kinds(deployment, node) or frozenset()
-    here = {device_id: count for (node_id, device_id), count in freed.items() if node_id == node.node_id}
+    here = (
+        {device_id: count for (node_id, device_id), count in freed.items() if node_id == node.node_id} if freed else {}
+    )
     fitting: list[Candidate] = []
     best: tuple[int, DeviceView] | None = None
     for device in node.devices:

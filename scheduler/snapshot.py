@@ -5,8 +5,10 @@ Nothing here reads anything by itself; the clock is the field `now`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
+from typing import NamedTuple
 
 from core.devices import DeviceKind
 from core.footprint import Footprint
@@ -24,13 +26,16 @@ class DeviceView:
     free_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeView:
+_NO_REASONS: Mapping[str, str] = MappingProxyType({})
+
+
+class NodeView(NamedTuple):
     """One machine: `engines` are the usable ones with the device kinds they can use there.
 
     `engine_reasons` says of the others why not. `silent_s` is the time since the node was last heard of, in seconds.
     The replicas of one that `is_held` are not placed anew though it is lost. One that `is_flapping` takes replicas only
-    when no other can. `returned_s` is the time since it came back from being lost, None when it never was.
+    when no other can. `returned_s` is the time since it came back from being lost, None when it never was. A tuple,
+    because each pass makes one of every node.
     """
 
     node_id: NodeId
@@ -41,7 +46,7 @@ class NodeView:
     devices: tuple[DeviceView, ...]
     file_digests: frozenset[Sha256]
     engines: Mapping[str, frozenset[DeviceKind]]
-    engine_reasons: Mapping[str, str] = field(default_factory=dict)
+    engine_reasons: Mapping[str, str] = _NO_REASONS
     container_fault: str = ""
     """Why no container can be run there, "" when one can."""
     is_approved: bool = True

@@ -61,12 +61,12 @@ def looked(brake: Brake, *, nodes: int, silent: int, now: float) -> Brake:
     Suspect nodes count as soon as one is lost: those cut off together become lost over a whole heartbeat, and the first
     of them must not be replaced because it was the first.
 
-    1. On, and what is lost is no longer so much: off. 2. Off, and so many are going at once: on. 3. Off: one more lost
-    node is released when its turn has come.
+    1. On, and what is lost, or on its way there, is no longer so much: off. 2. Off, and so many are going at once: on.
+    3. Off: one more lost node is released when its turn has come. The same instant looked at twice is the same brake.
     """
     counted = {node_id: at for node_id, at in brake.lost.items() if node_id not in brake.pardoned}
     if brake.is_on:
-        if _is_mass(len(counted), nodes):
+        if counted and _is_mass(len(counted) + silent, nodes):
             return brake
         brake = replace(brake, is_on=False)
     else:

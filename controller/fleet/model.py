@@ -255,8 +255,7 @@ class DeviceRow:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeNow:
+class NodeNow(NamedTuple):
     """One node as the controller knows it at this moment: the live half, which no table holds.
 
     `is_heard` says whether it was heard of since this controller began; `observed_version` grows with each
@@ -264,6 +263,7 @@ class NodeNow:
     The replicas of one that `is_held` are not placed anew though it is lost (`controller.fleet.brake`); `returned_s`
     are the seconds since it came back from being lost; `rivals` counts other machines that came by its name;
     `measured_s` is the age of what `devices` and `disk_free_bytes` say, None while this reign has heard no readings.
+    A tuple, because each pass makes one of every node.
     """
 
     node_id: NodeId

@@ -16,7 +16,10 @@ def significant(observation: Observation) -> Observation:
     """Return `observation` without what changes no decision."""
     return replace(
         observation,
-        replicas=tuple(replace(one, memory_bytes=0, retry_in_s=0.0) for one in observation.replicas),
+        replicas=tuple(
+            replace(one, memory_bytes=0, retry_in_s=0.0) if one.memory_bytes or one.retry_in_s else one
+            for one in observation.replicas
+        ),
         engines=tuple(_without_steps(one) for one in observation.engines),
         files=tuple(
             replace(one, bytes_done=0, bytes_total=0, used_unix_s=one.used_unix_s // _USED_STEP_S)

@@ -19,7 +19,9 @@ class Brake:
     def wait_s(self, name: str, now: float) -> float:
         """Return for how many seconds `name` may not try again; 0 when it may."""
         recent = self._recent(name, now)
-        return recent[-self._limit] + self._window_s - now if len(recent) >= self._limit else 0.0
+        if len(recent) < self._limit:
+            return 0.0
+        return min(self._window_s, recent[-self._limit] + self._window_s - now)  # never more, whatever is rounded
 
     def note(self, name: str, now: float) -> None:
         """Note that `name` has done it."""

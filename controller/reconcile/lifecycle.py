@@ -68,7 +68,10 @@ def steps(
     gone_ids = {row.replica_id for row in gone}
     ending = [row.deployment_id for row in picture.deployments if row.is_deleting]
     held = {row.deployment_id for row in picture.replicas if row.replica_id not in gone_ids} if ending else set()
-    waits = [row.drain_since + timeout for row in draining if row.drain_since is not None and row not in stops]
+    stopping = {row.replica_id for row in stops}
+    waits = [
+        row.drain_since + timeout for row in draining if row.drain_since is not None and row.replica_id not in stopping
+    ]
     return Steps(
         stops=stops,
         gone=gone,

@@ -98,6 +98,9 @@ class _Known(NamedTuple):
     view: Any
 
 
+_NOTHING = _Known(None, None, None)
+
+
 class Views:
     """Makes the scheduler's views, and remembers them: of thousands of rows few are others than in the pass before.
 
@@ -123,12 +126,8 @@ class Views:
             ((row.deployment_id, row, picture.files.get(row.version_id, ())) for row in picture.deployments),
             _deployment,
         )
-        observations = {node_id: one.observation for node_id, one in live.items()}
-        replicas = _views(
-            self._replicas,
-            ((row.replica_id, row, observations.get(NodeId(row.node_id))) for row in picture.replicas),
-            _replica,
-        )
+        observations: dict[str, Observation | None] = {node_id: one.observation for node_id, one in live.items()}
+        replicas = self._replicas_of(picture, observations)
         self._nodes, self._devices, self._deployments, self._replicas = facts, devices, deployments, replicas
         return Snapshot(
             now=now,
@@ -139,6 +138,22 @@ class Views:
             replicas=tuple(known.view for known in replicas.values()),
             cpu_reserve_bytes=cpu_reserve_bytes,
         )
+
+    def _replicas_of(self, picture: Picture, observations: Mapping[str, Observation | None]) -> dict[str, _Known]:
+        # As `_views`, whose generator would cost as much as all the rest: most rows are those.
+        views: dict[str, _Known] = {}
+        others: list[tuple[str, Replica, Observation | None]] = []
+        known, beside_of = self._replicas, observations.get
+        for row in picture.replicas:
+            name, beside = row.replica_id, beside_of(row.node_id)
+            last = known.get(name)
+            if last is not None and last[0] is row and last[1] is beside:
+                views[name] = last
+            else:
+                views[name] = _NOTHING
+                others.append((name, row, beside))
+        views.update(_views(known, others, _replica))
+        return views
 
 
 RowT = TypeVar("RowT")
@@ -152,12 +167,12 @@ def _views(
     views: dict[str, _Known] = {}
     for name, row, beside in rows:
         last = known.get(name)
-        if last is not None and row is not last.row and row != last.row:
-            last = None
-        if last is not None and beside is not last.beside and beside != last.beside:
-            last = None
+        if last is not None and row is last.row and beside is last.beside:
+            views[name] = last
+            continue
+        is_same = last is not None and row == last.row and beside == last.beside
         # The newest values are kept, so that the next comparison is one of identity where it can be.
-        views[name] = _Known(row, beside, view(row, beside) if last is None else last.view)
+        views[name] = _Known(row, beside, last.view if last is not None and is_same else view(row, beside))
     return views
 
 

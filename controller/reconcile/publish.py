@@ -38,7 +38,7 @@ def route_table(
     node of the machine that the doors run on: its engines are reached on loopback, though it may have a data plane.
     """
     if NodeId(doors_node) in live:
-        own = replace(live[NodeId(doors_node)], plane_host="", plane_port=0)
+        own = live[NodeId(doors_node)]._replace(plane_host="", plane_port=0)
         live = {**live, own.node_id: own}
     by_deployment: dict[str, list[Replica]] = {}
     for row in picture.replicas:

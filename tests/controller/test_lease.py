@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from controller.fleet import brake as brakes
@@ -246,6 +246,22 @@ def test_a_forgotten_node_does_not_count() -> None:
     fleet.leases.forget(B)
     assert not fleet.leases.brake.lost
     assert list(fleet.leases) == [A]
+
+
+@given(
+    lost=st.integers(0, 12),
+    silent=st.integers(0, 12),
+    others=st.integers(0, 12),
+    is_on=st.booleans(),
+    ages=st.lists(st.floats(0.0, 200.0), min_size=12, max_size=12),
+)
+def test_the_same_instant_looked_at_twice_is_the_same_brake(
+    lost: int, silent: int, others: int, is_on: bool, ages: list[float]
+) -> None:
+    now, names = 1000.0, [NodeId(f"nod_{number}") for number in range(lost)]
+    brake = Brake(lost={name: now - age for name, age in zip(names, ages, strict=False)}, is_on=is_on and lost > 0)
+    once = brakes.looked(brake, nodes=lost + silent + others, silent=silent, now=now)
+    assert brakes.looked(once, nodes=lost + silent + others, silent=silent, now=now) == once
 
 
 def test_an_empty_brake_says_nothing() -> None:

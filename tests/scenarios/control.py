@@ -175,6 +175,8 @@ class Controller(Process):
                 self._observed(entry, answer.observation)
 
     def _observed(self, entry: Entry, observed: Observation) -> None:
+        if observed is entry.observation:  # said again, word for word
+            return
         entry.observation = observed
         entry.applied = max(entry.applied, observed.applied_generation)
         matter = significant(observed)

@@ -4,7 +4,7 @@ The node agent's decisions are `node_agent.replica.step` and `node_agent.fences`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from controller.exchange import Observation, ReplicaReport
 from controller.fleet.model import DesiredSet
@@ -160,6 +160,8 @@ class Agent(Process):
         self.machines: dict[ReplicaId, Replica] = {}
         self.counts: dict[ReplicaId, int] = {}
         self.is_changed = True
+        self._said: Observation | None = None
+        self._reports: dict[ReplicaId, tuple[Replica, Engine | None, ReplicaReport]] = {}
         self.on_change: Callable[[], None] | None = None
         self.on_end: Callable[[], None] | None = None
 
@@ -282,18 +284,27 @@ class Agent(Process):
         self.take(engine.replica_id, lifecycle.Exited(exit_code=1, chance=chance))
 
     def observation(self) -> Observation:
-        """Return everything the node holds now."""
-        return Observation(
-            node_id=self.host.node_id,
-            applied_generation=self.host.disk.generation,
-            replicas=tuple(self._report(replica_id, one) for replica_id, one in self.machines.items()),
-            files=(),
-        )
+        """Return everything the node holds now; the very value of the last time while that is the same."""
+        said, generation = self._said, self.host.disk.generation
+        replicas = tuple([self._report(replica_id, one) for replica_id, one in self.machines.items()])
+        if said is None or said.applied_generation != generation or said.replicas != replicas:
+            said = self._said = Observation(
+                node_id=self.host.node_id, applied_generation=generation, replicas=replicas, files=()
+            )
+        return said
 
     def _report(self, replica_id: ReplicaId, one: Replica) -> ReplicaReport:
         engine = self.host.engines.get(replica_id)
-        report = ReplicaReport(replica_id=replica_id, incarnation=one.incarnation, state=one.state)
-        if engine is None:
-            return report
-        is_serving = one.state in _SERVING
-        return replace(report, host="127.0.0.1", port=engine.port if is_serving else 0, memory_bytes=engine.bytes_used)
+        known = self._reports.get(replica_id)
+        if known is not None and known[0] is one and known[1] is engine:
+            return known[2]
+        report = ReplicaReport(
+            replica_id=replica_id,
+            incarnation=one.incarnation,
+            state=one.state,
+            host="127.0.0.1" if engine is not None else "",
+            port=engine.port if engine is not None and one.state in _SERVING else 0,
+            memory_bytes=engine.bytes_used if engine is not None else 0,
+        )
+        self._reports[replica_id] = (one, engine, report)
+        return report

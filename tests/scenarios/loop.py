@@ -78,7 +78,11 @@ class Loop:
             self._absorb(live)
             self._database.reach()
             picture = self.picture()
-            live = self.live()
+            # Nothing came in between, so that only another look at the leases can find anything else.
+            leases = controller.leases
+            before = leases.brake
+            if leases.look(self._world.now) or leases.brake is not before:
+                live = self.live()
             self._dispatch(picture, live)
             self._publish(picture, live)
         except Failure:
@@ -221,10 +225,10 @@ class Loop:
     def _commit(self, picture: Picture, live: dict[NodeId, NodeNow], planned: Plan, following: Steps) -> None:
         self._is_busy = False
         database = self._database
-        replicas = {row.replica_id: row for row in picture.replicas}
         has_changed = False
         try:
             if not (planned.is_empty and following.is_empty):
+                replicas = {row.replica_id: row for row in picture.replicas}
                 database.fenced(self._controller.epoch)
                 # One transaction: a deployment that has moved on makes all of it stale.
                 generations = {row.deployment_id: row.generation for row in picture.deployments}
