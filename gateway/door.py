@@ -18,6 +18,8 @@ from gateway.app import DoorApp
 from gateway.balance import Balance
 from gateway.chance import Chance
 from gateway.config import DoorConfig
+from gateway.gate import Gate
+from gateway.openai.surface import OpenAiSurface
 from gateway.papers import DoorPapers
 from gateway.relay import DialectOf, Relay, Timeouts
 from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
@@ -71,11 +73,9 @@ class Door:
             chance=chance,
             log=log,
         )
+        gate = Gate(table=lambda: self._table, pepper=bytes.fromhex(config.key_pepper_hex), clock=clock)
         self.app = DoorApp(
-            relay=relay,
-            table=lambda: self._table,
-            pepper=bytes.fromhex(config.key_pepper_hex),
-            body_limit_bytes=config.body_limit_bytes,
+            surfaces=(OpenAiSurface(gate=gate, relay=relay, body_limit_bytes=config.body_limit_bytes),),
             clock=clock,
             log=log,
             on_start=self.start,

@@ -90,6 +90,8 @@ class Route:
     waiting: str
     created_unix_s: int
     disabled: str = ""
+    model: str = ""
+    version: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/slice/routes/v1/routes.proto\x12\x0fslice.routes.v1\"2\n\x0e\x43\x65rtifyRequest\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"q\n\x0c\x43\x65rtifyReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x04 \x01(\t\x12\x15\n\rauthority_pem\x18\x05 \x01(\t\"\xcb\x01\n\nDoorReport\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12+\n\x05loads\x18\x03 \x03(\x0b\x32\x1c.slice.routes.v1.ReplicaLoad\x12\x37\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\'.slice.routes.v1.DoorReport.DemandEntry\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0bReplicaLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\"n\n\nRouteTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12&\n\x06routes\x18\x02 \x03(\x0b\x32\x16.slice.routes.v1.Route\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.slice.routes.v1.KeyEntry\"\xcd\x01\n\x05Route\x12\x13\n\x0bpublic_name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x13\n\x0bserved_name\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.slice.routes.v1.Target\x12\x0f\n\x07waiting\x18\x07 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x03\x12\x10\n\x08\x64isabled\x18\t \x01(\t\"\xac\x01\n\x06Target\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\nengine_key\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\t\x12\x12\n\nplane_host\x18\x08 \x01(\t\x12\x12\n\nplane_port\x18\t \x01(\r\"d\n\x08KeyEntry\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpires_unix_s\x18\x04 \x01(\x03\x12\x12\n\nis_revoked\x18\x05 \x01(\x08\x32\x9a\x01\n\x06Routes\x12\x45\n\x05Watch\x12\x1b.slice.routes.v1.DoorReport\x1a\x1b.slice.routes.v1.RouteTable(\x01\x30\x01\x12I\n\x07\x43\x65rtify\x12\x1f.slice.routes.v1.CertifyRequest\x1a\x1d.slice.routes.v1.CertifyReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/slice/routes/v1/routes.proto\x12\x0fslice.routes.v1\"F\n\nUsageBatch\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\'\n\x04rows\x18\x02 \x03(\x0b\x32\x19.slice.routes.v1.UsageRow\"-\n\x0cUsageReceipt\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xdb\x03\n\x08UsageRow\x12\x0e\n\x06row_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x0b\n\x03kid\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x13\n\x0bpublic_name\x18\x06 \x01(\t\x12\x0b\n\x03\x61rm\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\r\x12\x12\n\ndeployment\x18\n \x01(\t\x12\x12\n\nreplica_id\x18\x0b \x01(\t\x12\x0f\n\x07node_id\x18\x0c \x01(\t\x12\x10\n\x08\x65ndpoint\x18\r \x01(\t\x12\x11\n\tis_stream\x18\x0e \x01(\x08\x12\x0f\n\x07outcome\x18\x0f \x01(\t\x12\x0c\n\x04\x63ode\x18\x10 \x01(\t\x12\x0e\n\x06status\x18\x11 \x01(\r\x12\x14\n\x0cinput_tokens\x18\x12 \x01(\x04\x12\x15\n\routput_tokens\x18\x13 \x01(\x04\x12\x15\n\rcached_tokens\x18\x14 \x01(\x04\x12\x14\n\x0cis_estimated\x18\x15 \x01(\x08\x12\x17\n\x0fstarted_unix_us\x18\x16 \x01(\x03\x12\x15\n\rfirst_byte_us\x18\x17 \x01(\x04\x12\x10\n\x08total_us\x18\x18 \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x19 \x01(\r\"\"\n\x0fPressureRequest\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\">\n\x08Pressure\x12\x32\n\x08replicas\x18\x01 \x03(\x0b\x32 .slice.routes.v1.ReplicaPressure\"G\n\x0fReplicaPressure\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\"2\n\x0e\x43\x65rtifyRequest\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"q\n\x0c\x43\x65rtifyReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x04 \x01(\t\x12\x15\n\rauthority_pem\x18\x05 \x01(\t\"\xcb\x01\n\nDoorReport\x12\x0f\n\x07\x64oor_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12+\n\x05loads\x18\x03 \x03(\x0b\x32\x1c.slice.routes.v1.ReplicaLoad\x12\x37\n\x06\x64\x65mand\x18\x04 \x03(\x0b\x32\'.slice.routes.v1.DoorReport.DemandEntry\x1a-\n\x0b\x44\x65mandEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"4\n\x0bReplicaLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\"n\n\nRouteTable\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12&\n\x06routes\x18\x02 \x03(\x0b\x32\x16.slice.routes.v1.Route\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.slice.routes.v1.KeyEntry\"\xf8\x02\n\x05Route\x12\x13\n\x0bpublic_name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x13\n\x0bserved_name\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12(\n\x07targets\x18\x06 \x03(\x0b\x32\x17.slice.routes.v1.Target\x12\x0f\n\x07waiting\x18\x07 \x01(\t\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x03\x12\x10\n\x08\x64isabled\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\r\x12\r\n\x05stage\x18\x0c \x01(\t\x12\"\n\x04\x61rms\x18\r \x03(\x0b\x32\x14.slice.routes.v1.Arm\x12\x0e\n\x06sticky\x18\x0e \x01(\t\x12\x0c\n\x04salt\x18\x0f \x01(\x04\x12\x11\n\tfallbacks\x18\x10 \x03(\t\x12\x10\n\x08\x61\x66\x66inity\x18\x11 \x01(\t\x12\x13\n\x0bis_internal\x18\x12 \x01(\x08\"$\n\x03\x41rm\x12\r\n\x05route\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\r\"\xac\x01\n\x06Target\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\nengine_key\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x06 \x01(\t\x12\x0f\n\x07node_id\x18\x07 \x01(\t\x12\x12\n\nplane_host\x18\x08 \x01(\t\x12\x12\n\nplane_port\x18\t \x01(\r\"\xc8\x01\n\x08KeyEntry\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpires_unix_s\x18\x04 \x01(\x03\x12\x12\n\nis_revoked\x18\x05 \x01(\x08\x12\x16\n\x0emax_concurrent\x18\x06 \x01(\r\x12\x1b\n\x13requests_per_minute\x18\x07 \x01(\r\x12\r\n\x05stage\x18\x08 \x01(\t\x12\x0e\n\x06models\x18\t \x03(\t\x12\x0e\n\x06weight\x18\n \x01(\r2\xb5\x02\n\x06Routes\x12\x45\n\x05Watch\x12\x1b.slice.routes.v1.DoorReport\x1a\x1b.slice.routes.v1.RouteTable(\x01\x30\x01\x12I\n\x07\x43\x65rtify\x12\x1f.slice.routes.v1.CertifyRequest\x1a\x1d.slice.routes.v1.CertifyReply\x12I\n\x0bReportUsage\x12\x1b.slice.routes.v1.UsageBatch\x1a\x1d.slice.routes.v1.UsageReceipt\x12N\n\rWatchPressure\x12 .slice.routes.v1.PressureRequest\x1a\x19.slice.routes.v1.Pressure0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,24 +33,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOORREPORT_DEMANDENTRY']._loaded_options = None
   _globals['_DOORREPORT_DEMANDENTRY']._serialized_options = b'8\001'
-  _globals['_CERTIFYREQUEST']._serialized_start=56
-  _globals['_CERTIFYREQUEST']._serialized_end=106
-  _globals['_CERTIFYREPLY']._serialized_start=108
-  _globals['_CERTIFYREPLY']._serialized_end=221
-  _globals['_DOORREPORT']._serialized_start=224
-  _globals['_DOORREPORT']._serialized_end=427
-  _globals['_DOORREPORT_DEMANDENTRY']._serialized_start=382
-  _globals['_DOORREPORT_DEMANDENTRY']._serialized_end=427
-  _globals['_REPLICALOAD']._serialized_start=429
-  _globals['_REPLICALOAD']._serialized_end=481
-  _globals['_ROUTETABLE']._serialized_start=483
-  _globals['_ROUTETABLE']._serialized_end=593
-  _globals['_ROUTE']._serialized_start=596
-  _globals['_ROUTE']._serialized_end=801
-  _globals['_TARGET']._serialized_start=804
-  _globals['_TARGET']._serialized_end=976
-  _globals['_KEYENTRY']._serialized_start=978
-  _globals['_KEYENTRY']._serialized_end=1078
-  _globals['_ROUTES']._serialized_start=1081
-  _globals['_ROUTES']._serialized_end=1235
+  _globals['_USAGEBATCH']._serialized_start=56
+  _globals['_USAGEBATCH']._serialized_end=126
+  _globals['_USAGERECEIPT']._serialized_start=128
+  _globals['_USAGERECEIPT']._serialized_end=173
+  _globals['_USAGEROW']._serialized_start=176
+  _globals['_USAGEROW']._serialized_end=651
+  _globals['_PRESSUREREQUEST']._serialized_start=653
+  _globals['_PRESSUREREQUEST']._serialized_end=687
+  _globals['_PRESSURE']._serialized_start=689
+  _globals['_PRESSURE']._serialized_end=751
+  _globals['_REPLICAPRESSURE']._serialized_start=753
+  _globals['_REPLICAPRESSURE']._serialized_end=824
+  _globals['_CERTIFYREQUEST']._serialized_start=826
+  _globals['_CERTIFYREQUEST']._serialized_end=876
+  _globals['_CERTIFYREPLY']._serialized_start=878
+  _globals['_CERTIFYREPLY']._serialized_end=991
+  _globals['_DOORREPORT']._serialized_start=994
+  _globals['_DOORREPORT']._serialized_end=1197
+  _globals['_DOORREPORT_DEMANDENTRY']._serialized_start=1152
+  _globals['_DOORREPORT_DEMANDENTRY']._serialized_end=1197
+  _globals['_REPLICALOAD']._serialized_start=1199
+  _globals['_REPLICALOAD']._serialized_end=1251
+  _globals['_ROUTETABLE']._serialized_start=1253
+  _globals['_ROUTETABLE']._serialized_end=1363
+  _globals['_ROUTE']._serialized_start=1366
+  _globals['_ROUTE']._serialized_end=1742
+  _globals['_ARM']._serialized_start=1744
+  _globals['_ARM']._serialized_end=1780
+  _globals['_TARGET']._serialized_start=1783
+  _globals['_TARGET']._serialized_end=1955
+  _globals['_KEYENTRY']._serialized_start=1958
+  _globals['_KEYENTRY']._serialized_end=2158
+  _globals['_ROUTES']._serialized_start=2161
+  _globals['_ROUTES']._serialized_end=2470
 # @@protoc_insertion_point(module_scope)
