@@ -19,6 +19,7 @@ from gateway.balance import Balance
 from gateway.chance import Chance
 from gateway.config import DoorConfig
 from gateway.gate import Gate
+from gateway.ollama_api.surface import OllamaSurface
 from gateway.openai.surface import OpenAiSurface
 from gateway.papers import DoorPapers
 from gateway.relay import DialectOf, Relay, Timeouts
@@ -74,8 +75,18 @@ class Door:
             log=log,
         )
         gate = Gate(table=lambda: self._table, pepper=bytes.fromhex(config.key_pepper_hex), clock=clock)
+        ollama = OllamaSurface(
+            gate=gate,
+            relay=relay,
+            dialect_of=dialect_of,
+            clock=clock,
+            body_limit_bytes=config.body_limit_bytes,
+            release=config.version,
+            unmet=self.balance.unmet,
+        )
+        openai = OpenAiSurface(gate=gate, relay=relay, body_limit_bytes=config.body_limit_bytes)
         self.app = DoorApp(
-            surfaces=(OpenAiSurface(gate=gate, relay=relay, body_limit_bytes=config.body_limit_bytes),),
+            surfaces=(ollama, openai),
             clock=clock,
             log=log,
             on_start=self.start,

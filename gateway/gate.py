@@ -27,7 +27,7 @@ class Gate:
         return self._table()
 
     def admit(self, visit: Visit, authorization: bytes | None = None) -> Table:
-        """Return the current table and note the caller in `visit`, whose Authorization header counts if none is given.
+        """Return the current table and note the caller in `visit`, whose own key counts if no `authorization` is given.
 
         Raises:
             Failure: `auth.missing`, `auth.invalid`, `auth.key_revoked`, `auth.key_expired` or `door.no_routes`.
@@ -37,6 +37,6 @@ class Gate:
             raise Failure(
                 "door.no_routes", "The front door has no routes yet", hint="the controller starts", retry_after_s=2
             )
-        text = visit.header(b"authorization") if authorization is None else authorization
+        text = visit.authorization if authorization is None else authorization
         visit.caller = keys.caller(text, table.keys, self._pepper, self._clock.now().timestamp())
         return table

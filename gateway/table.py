@@ -65,6 +65,31 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a route's model, for the lists that clients show; 0 and "" where nothing is.
+
+    `digest` is 64 hexadecimal digits; `served_context` are the tokens that its engines take, `context_length` those
+    that it was made for; `memory_bytes` are promised to one replica, `device_bytes` of them elsewhere than on the CPU.
+    """
+
+    digest: str = ""
+    size_bytes: int = 0
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    served_context: int = 0
+    embedding_length: int = 0
+    capabilities: frozenset[str] = frozenset()
+    memory_bytes: int = 0
+    device_bytes: int = 0
+
+
+_NO_CARD = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
     """One public name; without targets nothing serves it now and `waiting` says why in one sentence.
 
@@ -91,6 +116,7 @@ class Route:
     fallbacks: tuple[str, ...] = ()
     affinity: str = ""
     is_internal: bool = False
+    card: Card = _NO_CARD
 
     @property
     def is_hidden(self) -> bool:
@@ -164,6 +190,7 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
             fallbacks=tuple(route.fallbacks),
             affinity=route.affinity,
             is_internal=route.is_internal,
+            card=_card_from(route.card),
         )
         for route in message.routes
     }
@@ -183,6 +210,23 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
         for key in message.keys
     }
     return Table(version=message.version, routes=routes, keys=keys)
+
+
+def _card_from(card: routes_pb2.Card) -> Card:
+    return Card(
+        digest=card.digest,
+        size_bytes=card.size_bytes,
+        format=card.format,
+        architecture=card.architecture,
+        quantization=card.quantization,
+        parameters=card.parameters,
+        context_length=card.context_length,
+        served_context=card.served_context,
+        embedding_length=card.embedding_length,
+        capabilities=frozenset(card.capabilities),
+        memory_bytes=card.memory_bytes,
+        device_bytes=card.device_bytes,
+    )
 
 
 def _target_from(target: routes_pb2.Target) -> Target | None:

@@ -16,6 +16,7 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+_KEY_PREFIX = "/k/"
 
 
 class ClientGone(Exception):
@@ -51,14 +52,29 @@ class Tally:
 
 
 class Visit:
-    """One request: its ASGI channel, when it came (a monotonic reading, seconds), and who calls once that is known."""
+    """One request: its ASGI channel, when it came (a monotonic reading, seconds), and who calls once that is known.
 
-    __slots__ = ("_has_begun", "_send", "caller", "receive", "request_id", "scope", "started_s", "tally")
+    `path` is the path asked for, decoded, without the key that may stand before it: it may be logged and shown.
+    """
+
+    __slots__ = (
+        "_has_begun",
+        "_path_key",
+        "_send",
+        "caller",
+        "path",
+        "receive",
+        "request_id",
+        "scope",
+        "started_s",
+        "tally",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, started_s: float) -> None:
         self.scope = scope
         self.receive = receive
         self.started_s = started_s
+        self.path, self._path_key = split_key(scope["path"])
         self.caller: KeyEntry | None = None
         self.tally = Tally()
         self.request_id = (self.header(b"x-request-id") or b"").decode("latin-1")[:128]
@@ -71,9 +87,9 @@ class Visit:
         return self._has_begun
 
     @property
-    def path(self) -> str:
-        """The path asked for, decoded."""
-        return str(self.scope["path"])
+    def authorization(self) -> bytes | None:
+        """The Authorization header, or what it would be for the key in the path, which wins: it was meant for us."""
+        return self.header(b"authorization") if self._path_key is None else b"Bearer " + self._path_key.encode()
 
     @property
     def method(self) -> str:
@@ -119,6 +135,14 @@ class Visit:
             failure = ClientGone()
         if failure is not None:
             raise failure
+
+
+def split_key(path: str) -> tuple[str, str | None]:
+    """Return `path` without a leading `/k/KEY`, and KEY; None when there is none. For clients that send no headers."""
+    if not path.startswith(_KEY_PREFIX):
+        return path, None
+    key, _, rest = path[len(_KEY_PREFIX) :].partition("/")
+    return "/" + rest, key
 
 
 async def _leave(receive: Receive) -> None:

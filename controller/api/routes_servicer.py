@@ -153,4 +153,5 @@ def _route(route: Route) -> pb.Route:
         disabled=route.disabled,
         model=route.model,
         version=route.version,
+        card=pb.Card(**vars(route.card)),
     )

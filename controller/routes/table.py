@@ -97,6 +97,7 @@ def _route(public_name: str, deployment: RoutableDeployment, engine_seed: bytes)
         disabled=deployment.disabled,
         model=deployment.model,
         version=deployment.version,
+        card=deployment.card,
     )
 
 

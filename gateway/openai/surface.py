@@ -12,7 +12,7 @@ from gateway.gate import Gate
 from gateway.openai import errors, models, requests
 from gateway.refusals import unknown_model
 from gateway.relay import Call, Relay
-from gateway.visit import Answer, Handler, Headers, Visit
+from gateway.visit import Answer, Handler, Headers, Send, Visit
 
 ENGINE_HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
 """The client's headers that an engine may see; everything else, `x-slice-*` and `forwarded*` included, stays here."""
@@ -83,20 +83,31 @@ class OpenAiSurface:
         async def handle(visit: Visit) -> None:
             self._gate.admit(visit)
             body = await checked_body(visit, self._body_limit_bytes)
-            asked = requests.asked(endpoint, body)
-            tally = visit.tally
-            tally.endpoint, tally.model, tally.is_stream = endpoint.value, asked.model, asked.is_stream
-            call = Call(
-                endpoint=endpoint,
-                asked=asked,
-                body=body,
-                headers=engine_headers(visit),
-                started_s=visit.started_s,
-                tally=tally,
-            )
-            await visit.while_connected(self._relay.answer(call, visit.send))
+            await carry(self._relay, visit, endpoint, body, visit.send)
 
         return handle
+
+
+async def carry(relay: Relay, visit: Visit, endpoint: Endpoint, body: bytes, send: Send) -> None:
+    """Send an engine's answer to `body`, a request in OpenAI's words, by `send`; every API's requests pass here.
+
+    Raises:
+        Failure: the request is none, or no engine answered; nothing was sent.
+        ClientGone: the client left.
+        ClientStalled: the client stopped reading.
+    """
+    asked = requests.asked(endpoint, body)
+    tally = visit.tally
+    tally.endpoint, tally.model, tally.is_stream = endpoint.value, asked.model, asked.is_stream
+    call = Call(
+        endpoint=endpoint,
+        asked=asked,
+        body=body,
+        headers=engine_headers(visit),
+        started_s=visit.started_s,
+        tally=tally,
+    )
+    await visit.while_connected(relay.answer(call, send))
 
 
 async def checked_body(visit: Visit, limit_bytes: int) -> bytes:

@@ -158,7 +158,7 @@ class RouteTable(_message.Message):
     def __init__(self, version: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s", "disabled", "model", "version", "stage", "arms", "sticky", "salt", "fallbacks", "affinity", "is_internal")
+    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s", "disabled", "model", "version", "stage", "arms", "sticky", "salt", "fallbacks", "affinity", "is_internal", "card")
     PUBLIC_NAME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,7 @@ class Route(_message.Message):
     FALLBACKS_FIELD_NUMBER: _ClassVar[int]
     AFFINITY_FIELD_NUMBER: _ClassVar[int]
     IS_INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
     public_name: str
     deployment: str
     served_name: str
@@ -195,7 +196,36 @@ class Route(_message.Message):
     fallbacks: _containers.RepeatedScalarFieldContainer[str]
     affinity: str
     is_internal: bool
-    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., stage: _Optional[str] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., sticky: _Optional[str] = ..., salt: _Optional[int] = ..., fallbacks: _Optional[_Iterable[str]] = ..., affinity: _Optional[str] = ..., is_internal: _Optional[bool] = ...) -> None: ...
+    card: Card
+    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., stage: _Optional[str] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., sticky: _Optional[str] = ..., salt: _Optional[int] = ..., fallbacks: _Optional[_Iterable[str]] = ..., affinity: _Optional[str] = ..., is_internal: _Optional[bool] = ..., card: _Optional[_Union[Card, _Mapping]] = ...) -> None: ...
+
+class Card(_message.Message):
+    __slots__ = ("digest", "size_bytes", "format", "architecture", "quantization", "parameters", "context_length", "served_context", "embedding_length", "capabilities", "memory_bytes", "device_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SERVED_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+    parameters: int
+    context_length: int
+    served_context: int
+    embedding_length: int
+    capabilities: _containers.RepeatedScalarFieldContainer[str]
+    memory_bytes: int
+    device_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., format: _Optional[str] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., served_context: _Optional[int] = ..., embedding_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ...) -> None: ...
 
 class Arm(_message.Message):
     __slots__ = ("route", "weight")
