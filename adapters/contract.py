@@ -276,6 +276,7 @@ class Dialect:
 
     `name_tag` is what the engine appends to the served name in its answers (Ollama's `:latest`). `fixed_model` is what
     every request must call the model, whatever the engine calls it in its answers ("" : the served name).
+    `takes_template_values` says that `chat_template_kwargs` reach the chat template: how a model is told not to think.
     """
 
     paths: Mapping[Endpoint, str]
@@ -294,6 +295,7 @@ class Dialect:
     keeps_stop: bool = False
     name_tag: str = ""
     fixed_model: str = ""
+    takes_template_values: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,6 +159,7 @@ CODES: Mapping[str, tuple[Kind, Retry]] = {
     "door.engine_refused": (Kind.USAGE, Retry.NEVER),
     "door.context_length_exceeded": (Kind.USAGE, Retry.NEVER),
     "door.endpoint_unsupported": (Kind.USAGE, Retry.NEVER),
+    "door.operators_matter": (Kind.DENIED, Retry.NEVER),
     "door.no_routes": (Kind.UNAVAILABLE, Retry.LATER),
     "storage.unavailable": (Kind.UNAVAILABLE, Retry.LATER),
     "storage.schema_newer": (Kind.CONFLICT, Retry.NEVER),

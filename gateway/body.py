@@ -1,13 +1,11 @@
 """A request's body, read with a cap and a deadline. Comes in: ASGI's `receive`. Goes out: bytes. Called by the app."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from core.errors import Failure
 from core.units import MIB, text_from_bytes
+from gateway.visit import ClientGone, Receive
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 BASE_TIMEOUT_S = 30.0
 TIMEOUT_PER_MIB_S = 1.0
 """A client gets 30 s plus 1 s for every MiB that it may send; a slow sender holds a connection no longer."""
@@ -18,10 +16,6 @@ DISCARD_TIMEOUT_S = 10.0
 DISCARD_PAUSE_S = 0.5
 """What is read and thrown away of a body that is too large: most clients read no answer before all is sent, and a
 connection closed under them shows as a broken pipe instead of the reason. A client that pauses is waiting for us."""
-
-
-class ClientGone(Exception):
-    """The client closed its connection."""
 
 
 async def read_body(receive: Receive, declared: bytes | None, limit_bytes: int) -> bytes:

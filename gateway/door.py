@@ -18,6 +18,9 @@ from gateway.app import DoorApp
 from gateway.balance import Balance
 from gateway.chance import Chance
 from gateway.config import DoorConfig
+from gateway.gate import Gate
+from gateway.ollama_api.surface import OllamaSurface
+from gateway.openai.surface import OpenAiSurface
 from gateway.papers import DoorPapers
 from gateway.relay import DialectOf, Relay, Timeouts
 from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
@@ -71,11 +74,19 @@ class Door:
             chance=chance,
             log=log,
         )
-        self.app = DoorApp(
+        gate = Gate(table=lambda: self._table, pepper=bytes.fromhex(config.key_pepper_hex), clock=clock)
+        ollama = OllamaSurface(
+            gate=gate,
             relay=relay,
-            table=lambda: self._table,
-            pepper=bytes.fromhex(config.key_pepper_hex),
+            dialect_of=dialect_of,
+            clock=clock,
             body_limit_bytes=config.body_limit_bytes,
+            release=config.version,
+            unmet=self.balance.unmet,
+        )
+        openai = OpenAiSurface(gate=gate, relay=relay, body_limit_bytes=config.body_limit_bytes)
+        self.app = DoorApp(
+            surfaces=(ollama, openai),
             clock=clock,
             log=log,
             on_start=self.start,

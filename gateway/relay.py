@@ -7,10 +7,9 @@ must not try again once a byte has gone to the client, and must not pass an engi
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from adapters.contract import OPENAI_PATHS, Dialect, Endpoint
 from core.clock import Clock
@@ -20,8 +19,8 @@ from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
 from gateway.table import Route, Spawn, Table, Target
 from gateway.upstream import EngineDied, EnginePool, EngineUnreachable, Reply, Request
+from gateway.visit import ClientStalled, Send, Tally
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 DialectOf = Callable[[str], Dialect | None]
 
 ATTEMPTS = 2
@@ -47,13 +46,17 @@ EVENT_STREAM_HEADERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One checked request; `headers` are the client's that engines may see, `started_s` a monotonic reading."""
+    """One checked request; `headers` are the client's that engines may see, `started_s` a monotonic reading.
+
+    What happens to it is noted in `tally`.
+    """
 
     endpoint: Endpoint
     asked: requests.Asked
     body: bytes
     headers: Sequence[tuple[bytes, bytes]]
     started_s: float
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +65,6 @@ class Timeouts:
 
     first_byte_s: float
     idle_s: float
-
-
-class ClientStalled(Exception):
-    """The client left its stream unread for `WRITE_STALL_S`."""
 
 
 class _TryAnother(Exception):
@@ -115,7 +114,7 @@ class Relay:
         while len(tried) < ATTEMPTS:
             # Looked up anew each time: a replica unrouted meanwhile gets nothing.
             table = self._table()
-            route = checked_route(table, call.asked.model, call.endpoint)
+            route = call.tally.route = checked_route(table, call.asked.model, call.endpoint)
             target = self._balance.take(route.targets, frozenset(tried | turned_away))
             if target is None:
                 if not turned_away or tried or not await self._looks_again(table.version, give_up_at):
@@ -153,6 +152,8 @@ class Relay:
         return True
 
     async def _attempt(self, call: Call, route: Route, target: Target, send: Send) -> None:
+        call.tally.target = target
+        call.tally.attempts += 1
         dialect = self._dialect_of(route.engine)
         said = words.words(call.endpoint, call.body, call.asked, route, dialect)
         request = engine_request(call, target, dialect, said.body)
@@ -239,8 +240,13 @@ class Relay:
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
         headers.append(self.processing_header(call))
+        self.note_first_byte(call)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def note_first_byte(self, call: Call) -> None:
+        """Note in the tally that the answer's first byte goes out now."""
+        call.tally.first_byte_s = self._clock.monotonic() - call.started_s
 
     def processing_header(self, call: Call) -> tuple[bytes, bytes]:
         """Return `openai-processing-ms`: from the request's arrival until now."""
@@ -334,6 +340,7 @@ class _Passage:
                 self._is_empty = True
                 raise EngineDied("an end without a beginning")
             self._is_started = True
+            self._relay.note_first_byte(self._call)
             headers = [*EVENT_STREAM_HEADERS, *self._headers, self._relay.processing_header(self._call)]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if data or is_last:
@@ -342,6 +349,7 @@ class _Passage:
     async def _end(self, failure: Failure | None) -> None:
         last = b""
         if failure is not None:
+            self._call.tally.code = failure.code
             last = self._events.separator() + errors.error_event(failure)
         elif self._events.ending() is stream.Ending.FINISHED:
             last = self._events.separator() + stream.DONE

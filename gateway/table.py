@@ -57,10 +57,45 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One share of a route: `route` is the public name of another route of the same table."""
+
+    route: str
+    weight: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a route's model, for the lists that clients show; 0 and "" where nothing is.
+
+    `digest` is 64 hexadecimal digits; `served_context` are the tokens that its engines take, `context_length` those
+    that it was made for; `memory_bytes` are promised to one replica, `device_bytes` of them elsewhere than on the CPU.
+    """
+
+    digest: str = ""
+    size_bytes: int = 0
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    served_context: int = 0
+    embedding_length: int = 0
+    capabilities: frozenset[str] = frozenset()
+    memory_bytes: int = 0
+    device_bytes: int = 0
+
+
+_NO_CARD = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
     """One public name; without targets nothing serves it now and `waiting` says why in one sentence.
 
-    `disabled` is "" while an operator lets it serve, else a `core.states.DisabledAnswer`.
+    `disabled` is "" while an operator lets it serve, else a `core.states.DisabledAnswer`. One with `arms` has no
+    targets of its own. `sticky` is "", `key`, `user` or `session`, `affinity` "" or `prefix`; `fallbacks` are names of
+    routes. An internal one is there for arms and fallbacks, and no client may name it.
     """
 
     public_name: str
@@ -72,22 +107,41 @@ class Route:
     waiting: str
     created_unix_s: int
     disabled: str = ""
+    model: str = ""
+    version: int = 0
+    stage: str = ""
+    arms: tuple[Arm, ...] = ()
+    sticky: str = ""
+    salt: int = 0
+    fallbacks: tuple[str, ...] = ()
+    affinity: str = ""
+    is_internal: bool = False
+    card: Card = _NO_CARD
 
     @property
     def is_hidden(self) -> bool:
         """Whether clients are to be told that there is no such model."""
-        return self.disabled == DisabledAnswer.NOT_FOUND
+        return self.is_internal or self.disabled == DisabledAnswer.NOT_FOUND
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyEntry:
-    """What is known of one API key; `expires_unix_s` is 0 for never."""
+    """What is known of one API key; `expires_unix_s` is 0 for never, a limit 0 for none.
+
+    `stage` is that of the versions it is served by, "" for whichever; `models` are the public names that it may ask
+    for, none means all; `weight` is its share where keys wait for each other.
+    """
 
     kid: KeyId
     digest: bytes = field(repr=False)
     project: str
     expires_unix_s: int
     is_revoked: bool
+    max_concurrent: int = 0
+    requests_per_minute: int = 0
+    stage: str = ""
+    models: frozenset[str] = frozenset()
+    weight: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +181,16 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
             waiting=route.waiting,
             created_unix_s=route.created_unix_s,
             disabled=route.disabled,
+            model=route.model,
+            version=route.version,
+            stage=route.stage,
+            arms=tuple(Arm(route=arm.route, weight=arm.weight) for arm in route.arms),
+            sticky=route.sticky,
+            salt=route.salt,
+            fallbacks=tuple(route.fallbacks),
+            affinity=route.affinity,
+            is_internal=route.is_internal,
+            card=_card_from(route.card),
         )
         for route in message.routes
     }
@@ -137,10 +201,32 @@ def table_from(message: routes_pb2.RouteTable) -> Table:
             project=key.project,
             expires_unix_s=key.expires_unix_s,
             is_revoked=key.is_revoked,
+            max_concurrent=key.max_concurrent,
+            requests_per_minute=key.requests_per_minute,
+            stage=key.stage,
+            models=frozenset(key.models),
+            weight=max(1, key.weight),
         )
         for key in message.keys
     }
     return Table(version=message.version, routes=routes, keys=keys)
+
+
+def _card_from(card: routes_pb2.Card) -> Card:
+    return Card(
+        digest=card.digest,
+        size_bytes=card.size_bytes,
+        format=card.format,
+        architecture=card.architecture,
+        quantization=card.quantization,
+        parameters=card.parameters,
+        context_length=card.context_length,
+        served_context=card.served_context,
+        embedding_length=card.embedding_length,
+        capabilities=frozenset(card.capabilities),
+        memory_bytes=card.memory_bytes,
+        device_bytes=card.device_bytes,
+    )
 
 
 def _target_from(target: routes_pb2.Target) -> Target | None:

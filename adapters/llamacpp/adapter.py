@@ -173,6 +173,7 @@ class LlamaCpp:
             overflow_types=frozenset({"exceed_context_size_error"}),
             overflow_phrases=("is too large to process",),
             is_deaf_while_whole=True,
+            takes_template_values=True,
             refused={
                 "n": (1,),
                 "tool_choice": ("none", "auto", "required"),

@@ -91,6 +91,7 @@ class Vllm:
         return Dialect(
             paths={Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"},
             overflow_phrases=("maximum context length", "cannot be greater than max_model_len"),
+            takes_template_values=True,
         )
 
     @property

@@ -171,4 +171,7 @@ def _route(route: Route) -> pb.Route:
         waiting=route.waiting,
         created_unix_s=route.created_unix_s,
         disabled=route.disabled,
+        model=route.model,
+        version=route.version,
+        card=pb.Card(**vars(route.card)),
     )

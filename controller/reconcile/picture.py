@@ -5,7 +5,7 @@ Called by `controller.reconcile.loop`; `seen` is pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from controller.identity import store as identity_store
 from controller.identity.model import ApiKey
 from controller.registry import alias_store, copy_store, file_store
 from controller.registry import store as registry_store
-from controller.registry.model import Alias, Copy, File, Pull, StoredPlace
+from controller.registry.model import Alias, Copy, File, Pull, StoredPlace, Version
 from controller.secrets import store as secret_store
 from controller.secrets.model import SealedSecret
 from core.devices import DeviceKind, DeviceReading
@@ -50,6 +50,7 @@ class Picture:
     engine_wants: tuple[EngineWant, ...] = ()
     engine_defaults: tuple[EngineDefault, ...] = ()
     secrets: tuple[SealedSecret, ...] = ()
+    versions: Mapping[str, Version] = field(default_factory=dict)
 
     @property
     def secret_marks(self) -> Mapping[str, str]:
@@ -66,6 +67,7 @@ async def read(connection: postgres.Connection) -> Picture:
     files: dict[str, list[File]] = {}
     for file in await registry_store.files(connection):
         files.setdefault(file.version_id, []).append(file)
+    versions = {version.version_id: version for version in await registry_store.versions(connection)}
     return Picture(
         nodes=tuple(await fleet_store.nodes(connection)),
         node_files={node: frozenset(digests) for node, digests in places.items()},
@@ -73,7 +75,7 @@ async def read(connection: postgres.Connection) -> Picture:
         replicas=tuple(await deployment_store.replicas(connection)),
         refusals=tuple(await deployment_store.refusals(connection)),
         files={version: tuple(of_it) for version, of_it in files.items()},
-        sources={version.version_id: version.source for version in await registry_store.versions(connection)},
+        sources={ident: version.source for ident, version in versions.items()},
         pulls=tuple(await registry_store.live_pulls(connection)),
         keys=tuple(await identity_store.all_keys(connection)),
         aliases=tuple(await alias_store.aliases(connection)),
@@ -82,6 +84,7 @@ async def read(connection: postgres.Connection) -> Picture:
         engine_wants=tuple(await engine_store.wants(connection)),
         engine_defaults=tuple(await engine_store.defaults(connection)),
         secrets=tuple(await secret_store.secrets(connection)),
+        versions=versions,
     )
 
 

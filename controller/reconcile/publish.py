@@ -13,6 +13,7 @@ from controller.deployments.model import Deployment, RefusalRow, Replica
 from controller.deployments.waiting import Sight, standing
 from controller.fleet.model import NodeNow
 from controller.identity.model import ApiKey
+from controller.reconcile.cards import card
 from controller.reconcile.lifecycle import is_past_lease
 from controller.reconcile.picture import Picture
 from controller.routes.model import KeyEntry, RoutableAlias, RoutableDeployment, RoutableReplica, Table
@@ -45,12 +46,15 @@ def route_table(
         by_deployment.setdefault(row.deployment_id, []).append(row)
     refusals = {row.deployment_id: row for row in picture.refusals}
     deployments = [
-        _with_secret(
-            _deployment(
-                row, by_deployment.get(row.deployment_id, []), refusals.get(row.deployment_id), live, lost_s=lost_s
+        replace(
+            _with_secret(
+                _deployment(
+                    row, by_deployment.get(row.deployment_id, []), refusals.get(row.deployment_id), live, lost_s=lost_s
+                ),
+                row,
+                secrets,
             ),
-            row,
-            secrets,
+            card=card(row, picture.versions.get(row.version_id), by_deployment.get(row.deployment_id, []), live),
         )
         for row in picture.deployments
         if not row.is_deleting

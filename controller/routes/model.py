@@ -29,6 +29,32 @@ class RoutableReplica:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a deployment's model, for the lists that clients show; 0 and "" where nothing is.
+
+    `digest` is the version's, 64 hexadecimal digits; `served_context` are the tokens that its engines take,
+    `context_length` those that it was made for; `memory_bytes` are promised to one replica, `device_bytes` of them
+    elsewhere than on the CPU; `capabilities` are names of `adapters.contract.Capability`, sorted.
+    """
+
+    digest: str = ""
+    size_bytes: int = 0
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    served_context: int = 0
+    embedding_length: int = 0
+    capabilities: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    device_bytes: int = 0
+
+
+NO_CARD = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoutableDeployment:
     """One deployment with its routable replicas; `waiting` is a sentence without numbers that move by themselves.
 
@@ -48,6 +74,7 @@ class RoutableDeployment:
     """What the engine calls the model, "" when that is the deployment's name."""
     secret: str | None = field(default=None, repr=False)
     """The key of engines that run elsewhere ("" for none); None when each engine's key is derived."""
+    card: Card = NO_CARD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +117,9 @@ class Route:
     waiting: str
     created_unix_s: int
     disabled: str = ""
+    model: str = ""
+    version: int = 0
+    card: Card = NO_CARD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,9 @@ def _route(public_name: str, deployment: RoutableDeployment, engine_seed: bytes)
         waiting="" if targets else deployment.waiting or "no replica is ready",
         created_unix_s=int(deployment.created_at.timestamp()),
         disabled=deployment.disabled,
+        model=deployment.model,
+        version=deployment.version,
+        card=deployment.card,
     )
 
 

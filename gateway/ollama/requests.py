@@ -50,6 +50,7 @@ class _Request(msgspec.Struct):
     stop: str | list[str] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repeat_penalty: float | None = None
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -162,6 +163,7 @@ def _options(wanted: _Request) -> dict[str, Any]:
         "seed": wanted.seed,
         "frequency_penalty": wanted.frequency_penalty,
         "presence_penalty": wanted.presence_penalty,
+        "repeat_penalty": wanted.repeat_penalty,
         "top_k": wanted.top_k,
         "min_p": wanted.min_p,
         "stop": [wanted.stop] if isinstance(wanted.stop, str) else wanted.stop,

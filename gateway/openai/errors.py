@@ -30,6 +30,7 @@ TABLE: Mapping[str, tuple[int, str, str | None]] = {
     "door.context_length_exceeded": (400, "invalid_request_error", "context_length_exceeded"),
     "door.parameter_unsupported": (400, "invalid_request_error", "unsupported_parameter"),
     "door.engine_refused": (400, "invalid_request_error", "invalid_request"),
+    "door.operators_matter": (403, "invalid_request_error", "operators_matter"),
     "door.model_not_ready": (503, "server_error", "model_not_ready"),
     "door.model_disabled": (503, "server_error", "model_disabled"),
     "door.no_routes": (503, "server_error", "no_routes"),
@@ -87,13 +88,17 @@ def status_of(failure: Failure) -> int:
     return TABLE.get(failure.code, _UNKNOWN)[0]
 
 
+def text_of(failure: Failure) -> str:
+    """Return what a client may read of `failure`."""
+    return str(failure) if failure.code in TABLE else _UNKNOWN_TEXT
+
+
 def error_body(failure: Failure) -> bytes:
     """Return the JSON object that carries `failure`; nothing of a failure outside `TABLE` is shown."""
     known = TABLE.get(failure.code)
     _, kind, code = known or _UNKNOWN
-    text = str(failure) if known else _UNKNOWN_TEXT
     param = failure.param if known else None
-    return _encode({"error": {"message": text, "type": kind, "param": param, "code": code}})
+    return _encode({"error": {"message": text_of(failure), "type": kind, "param": param, "code": code}})
 
 
 def error_event(failure: Failure) -> bytes:

@@ -6,8 +6,9 @@ values: numbers, strings and unknown fields reach the engine byte for byte.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -34,6 +35,7 @@ _BYTE = re.compile(r"\(byte (\d+)\)")
 _FIELD = re.compile(r" - at `\$\.([\w-]+)")
 
 
+Parsed = TypeVar("Parsed")
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
 _FORM, _SCHEMA = "response_format", "json_schema"
@@ -72,18 +74,7 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
     Raises:
         Failure: `request.invalid_json`, `request.invalid_field` or `request.out_of_range`.
     """
-    try:
-        # Engines want UTF-8 (RFC 8259, 8.1); the parser checks only the strings it keeps.
-        body.decode()
-        parsed = _decode(body)
-    except msgspec.ValidationError as error:
-        raise wrong_field(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed(body, error) from None
-    except RecursionError:
-        raise _too_deep() from None
-    if nesting(body) > MAX_DEPTH:
-        raise _too_deep()
+    parsed = decoded(_decode, body)
     if not parsed.model:
         raise _invalid("model", "'model' is missing", "name one of GET /v1/models")
     _check_content(endpoint, parsed)
@@ -93,6 +84,27 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
             wanted = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise Failure("request.out_of_range", f"'{name}' must be {wanted}, not {value}", param=name)
     return Asked(model=parsed.model, is_stream=bool(parsed.stream))
+
+
+def decoded(decode: Callable[[bytes], Parsed], body: bytes) -> Parsed:
+    """Return what `decode`, of msgspec's, makes of `body`.
+
+    Raises:
+        Failure: `request.invalid_json` or `request.invalid_field`.
+    """
+    try:
+        # Engines want UTF-8 (RFC 8259, 8.1); the parser checks only the strings it keeps.
+        body.decode()
+        parsed = decode(body)
+    except msgspec.ValidationError as error:
+        raise wrong_field(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(body, error) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if nesting(body) > MAX_DEPTH:
+        raise _too_deep()
+    return parsed
 
 
 def with_model(body: bytes, name: str) -> bytes:

@@ -47,6 +47,19 @@ def served(stage: Stage, contestant: Contestant, models: Path) -> Iterator[Serve
     made.remove()
 
 
+@pytest.fixture(scope="session")
+def caller(stage: Stage, contestant: Contestant, served: Served, models: Path) -> Served:
+    """The engine with a model that calls `set_light` whatever it is asked, where there is one."""
+    if contestant.calling_model is None:
+        return served
+    return stage.deploy(
+        contestant.engine,
+        name=f"{contestant.name}-calling",
+        model=contestant.calling_model(models),
+        settings={**contestant.settings, "context": 2048},
+    ).wait_until_ready()
+
+
 @pytest.fixture
 def absent(record_property: Callable[[str, object], None]) -> Absent:
     """Says that the engine declares not to have what the test is about: the matrix shows `absent` for a pass."""

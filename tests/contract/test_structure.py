@@ -1,16 +1,14 @@
 """Answers in a form that was asked for: JSON that fits a schema, and calls of tools."""
 
 import json
-from pathlib import Path
 
 import jsonschema
-import pytest
 
 from adapters.contract import Capability, Endpoint
 from tests.contract.asking import LIGHT, LIGHT_SCHEMA, MESSAGES, greedy
 from tests.contract.conftest import Absent
 from tests.contract.engines import Contestant
-from tests.contract.stage import Reply, Served, Stage
+from tests.contract.stage import Reply, Served
 from tests.contract.test_answers import answer_of, can
 
 SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "light", "strict": True, "schema": LIGHT_SCHEMA}}
@@ -37,19 +35,6 @@ def test_an_answer_fits_the_schema_that_was_asked_for(served: Served, absent: Ab
 def test_a_schema_that_makes_no_sense_is_the_client_s_fault(served: Served) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
     assert served.ask(Endpoint.CHAT, greedy(4, response_format=form)).status == 400
-
-
-@pytest.fixture(scope="session")
-def caller(stage: Stage, contestant: Contestant, served: Served, models: Path) -> Served:
-    """The engine with a model that calls `set_light` whatever it is asked, where there is one."""
-    if contestant.calling_model is None:
-        return served
-    return stage.deploy(
-        contestant.engine,
-        name=f"{contestant.name}-calling",
-        model=contestant.calling_model(models),
-        settings={**contestant.settings, "context": 2048},
-    ).wait_until_ready()
 
 
 def test_a_call_of_a_tool_is_told_as_one(caller: Served, contestant: Contestant, absent: Absent) -> None:

@@ -68,7 +68,7 @@ async def test_a_key_expires_by_the_clock(ready: RunningDoor, routes: RoutesServ
 @pytest.mark.parametrize(
     "method, path, status, code, allow",
     [
-        ("GET", "/", 404, "unknown_url", None),
+        ("GET", "/v2", 404, "unknown_url", None),
         ("POST", "/v1/responses", 404, "unknown_url", None),
         ("GET", CHAT, 405, "method_not_allowed", "POST"),
         ("POST", "/v1/models", 405, "method_not_allowed", "GET"),

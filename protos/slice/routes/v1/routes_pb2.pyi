@@ -68,7 +68,7 @@ class RouteTable(_message.Message):
     def __init__(self, version: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., keys: _Optional[_Iterable[_Union[KeyEntry, _Mapping]]] = ..., revoked_serials: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s", "disabled")
+    __slots__ = ("public_name", "deployment", "served_name", "engine", "endpoints", "targets", "waiting", "created_unix_s", "disabled", "model", "version", "stage", "arms", "sticky", "salt", "fallbacks", "affinity", "is_internal", "card")
     PUBLIC_NAME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,16 @@ class Route(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     DISABLED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    STICKY_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_FIELD_NUMBER: _ClassVar[int]
+    IS_INTERNAL_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
     public_name: str
     deployment: str
     served_name: str
@@ -87,7 +97,53 @@ class Route(_message.Message):
     waiting: str
     created_unix_s: int
     disabled: str
-    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ...) -> None: ...
+    model: str
+    version: int
+    stage: str
+    arms: _containers.RepeatedCompositeFieldContainer[Arm]
+    sticky: str
+    salt: int
+    fallbacks: _containers.RepeatedScalarFieldContainer[str]
+    affinity: str
+    is_internal: bool
+    card: Card
+    def __init__(self, public_name: _Optional[str] = ..., deployment: _Optional[str] = ..., served_name: _Optional[str] = ..., engine: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., waiting: _Optional[str] = ..., created_unix_s: _Optional[int] = ..., disabled: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., stage: _Optional[str] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., sticky: _Optional[str] = ..., salt: _Optional[int] = ..., fallbacks: _Optional[_Iterable[str]] = ..., affinity: _Optional[str] = ..., is_internal: _Optional[bool] = ..., card: _Optional[_Union[Card, _Mapping]] = ...) -> None: ...
+
+class Card(_message.Message):
+    __slots__ = ("digest", "size_bytes", "format", "architecture", "quantization", "parameters", "context_length", "served_context", "embedding_length", "capabilities", "memory_bytes", "device_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SERVED_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size_bytes: int
+    format: str
+    architecture: str
+    quantization: str
+    parameters: int
+    context_length: int
+    served_context: int
+    embedding_length: int
+    capabilities: _containers.RepeatedScalarFieldContainer[str]
+    memory_bytes: int
+    device_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., format: _Optional[str] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., served_context: _Optional[int] = ..., embedding_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ...) -> None: ...
+
+class Arm(_message.Message):
+    __slots__ = ("route", "weight")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    route: str
+    weight: int
+    def __init__(self, route: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("replica_id", "incarnation", "host", "port", "engine_key", "base_url", "node_id", "plane_host", "plane_port")
@@ -112,15 +168,25 @@ class Target(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., engine_key: _Optional[str] = ..., base_url: _Optional[str] = ..., node_id: _Optional[str] = ..., plane_host: _Optional[str] = ..., plane_port: _Optional[int] = ...) -> None: ...
 
 class KeyEntry(_message.Message):
-    __slots__ = ("kid", "digest", "project", "expires_unix_s", "is_revoked")
+    __slots__ = ("kid", "digest", "project", "expires_unix_s", "is_revoked", "max_concurrent", "requests_per_minute", "stage", "models", "weight")
     KID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     IS_REVOKED_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     kid: str
     digest: bytes
     project: str
     expires_unix_s: int
     is_revoked: bool
-    def __init__(self, kid: _Optional[str] = ..., digest: _Optional[bytes] = ..., project: _Optional[str] = ..., expires_unix_s: _Optional[int] = ..., is_revoked: _Optional[bool] = ...) -> None: ...
+    max_concurrent: int
+    requests_per_minute: int
+    stage: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    weight: int
+    def __init__(self, kid: _Optional[str] = ..., digest: _Optional[bytes] = ..., project: _Optional[str] = ..., expires_unix_s: _Optional[int] = ..., is_revoked: _Optional[bool] = ..., max_concurrent: _Optional[int] = ..., requests_per_minute: _Optional[int] = ..., stage: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., weight: _Optional[int] = ...) -> None: ...
