@@ -80,13 +80,14 @@ class NodeServicer(node_pb2_grpc.NodeControlServicer):
             raise Failure("node.hello_required", f"the first message must be Hello, within {HELLO_DEADLINE_S:.0f} s")
         # Only now: a node whose stream ends while it still writes its hello never reads why.
         holder = callers.node_holder(context, parts.certificates)
-        if holder is not None and holder.identity.name != first.hello.node_id:
+        node_id = NodeId(first.hello.node_id)
+        if holder is not None and node_id and holder.identity.name != node_id:  # without one it is no hello at all
             raise Failure(
                 "node.certificate_invalid",
-                f"the certificate names node {holder.identity.name}, the hello {first.hello.node_id[:80]}",
+                f"the certificate names node {holder.identity.name}, the hello {node_id[:80]}",
                 hint="a copied data directory? delete its node identity and join again",
             )
-        parts.fleet.check_room(NodeId(first.hello.node_id))  # what is sent away is not even looked at
+        parts.fleet.check_room(node_id)  # what is sent away is not even looked at
         hello = node_wire.hello(first.hello)
         return await parts.fleet.open(hello, is_remote=holder is not None), holder
 

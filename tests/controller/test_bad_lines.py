@@ -115,7 +115,7 @@ async def line(url: str, runtime: Path, tmp_path: Path, heartbeat_s: float) -> A
 async def test_a_line_that_is_reset_again_and_again_costs_dials_and_nothing_else(line: Line) -> None:
     before = await line.replica()
     for count in range(2, 6):
-        assert line.proxy.reset() == 1
+        assert line.proxy.reset() >= 1  # the session's, and the readings' where that is open already
         await line.until_sessions(count)
         await line.until_state("ready")
     assert await line.until_ready() == before
