@@ -57,6 +57,8 @@ def merged(key: Key, there: Install | None, now: Now | None, order: EngineOrder 
         if there is not None and there.message and order is not None and order.is_removed:
             return replace(there, code="engine.not_installed", message=f"{there.message}: not ours to remove")
         return there
+    if now.state is InstallState.QUEUED and there is not None and there.state is InstallState.READY:
+        return there  # it serves until something is really done with it: after each start all orders wait in turn
     return Install(
         version=key[1],
         state=now.state,

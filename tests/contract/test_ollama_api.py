@@ -40,10 +40,17 @@ def test_a_chat_and_its_stream_say_the_same(served: Served, client: ollama.Clien
     assert 0 < parts[-1].eval_duration <= parts[-1].total_duration
 
 
-def test_a_generation_is_wrapped_by_the_template_unless_it_is_raw(served: Served, client: ollama.Client) -> None:
+def test_a_generation_is_wrapped_by_the_template_unless_it_is_raw(
+    served: Served, client: ollama.Client, absent: Absent
+) -> None:
     chatted = client.chat(served.name, MESSAGES, options=GREEDY)
     wrapped = client.generate(served.name, MESSAGES[0]["content"], options=GREEDY)
     assert (wrapped.response, wrapped.prompt_eval_count) == (chatted.message.content, chatted.prompt_eval_count)
+    if not has(served, Endpoint.COMPLETIONS):
+        absent("no completions")
+        with pytest.raises(ollama.ResponseError, match="does not serve completions"):
+            client.generate(served.name, MESSAGES[0]["content"], raw=True)
+        return
     raw = client.generate(served.name, MESSAGES[0]["content"], options=GREEDY, raw=True)
     parts = list(client.generate(served.name, MESSAGES[0]["content"], options=GREEDY, raw=True, stream=True))
     assert "".join(part.response for part in parts) == raw.response
