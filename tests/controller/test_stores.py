@@ -11,6 +11,7 @@ from controller import assembly
 from controller.api.stage import Parts
 from controller.deployments.model import DeploymentChange, NewDeployment
 from controller.exchange import FileReport, Observation
+from controller.fleet.admission import Bounds
 from controller.fleet.model import EngineFact, Hello, Inventory
 from controller.leadership import Leadership, LeadershipLostError
 from controller.ledger.service import Bell
@@ -53,6 +54,7 @@ async def reign(database: postgres.Database, tmp_path: Path) -> Reign:
         node_host="",
         node_port=0,
         heartbeat_s=2.0,
+        hellos=Bounds(),
         loop=LoopConfig(cpu_reserve_bytes=0, drain_timeout_s=1.0, engine_seed=b"s"),
     )
     clock = SystemClock()

@@ -91,7 +91,7 @@ def test_one_that_is_pinned_to_the_node_it_should_leave_stays_and_says_so():
 
 
 def test_a_forced_drain_stops_what_nothing_can_take_the_place_of():
-    forced = replace(DRAINED, is_drain_forced=True)
+    forced = DRAINED._replace(is_drain_forced=True)
     answer = plan(picture(forced, node("b", cpu(free=150)), deployment("p"), deployment("q"), *both("a")))
     assert started(answer) == [("b", "p")], "what has a place still gets a successor first"
     assert stopped(answer) == ["q"]
@@ -300,7 +300,7 @@ def left(snapshot):
 
 
 def drained(snapshot):
-    nodes = tuple(replace(one, is_cordoned=True) if one.node_id == "nod_a" else one for one in snapshot.nodes)
+    nodes = tuple(one._replace(is_cordoned=True) if one.node_id == "nod_a" else one for one in snapshot.nodes)
     replicas = tuple(replace(one, is_leaving=one.node_id == "nod_a") for one in snapshot.replicas)
     return replace(snapshot, nodes=nodes, replicas=replicas)
 
@@ -333,7 +333,7 @@ def test_with_room_elsewhere_a_drain_ends_with_an_empty_node_and_as_many_as_want
 @given(st.integers(1, 4))
 def test_a_forced_drain_empties_the_node_though_nothing_can_be_placed(want):
     snapshot = drained(picture(node("a"), deployment(replicas=want), *(replica(str(n), "a") for n in range(want))))
-    forced = replace(snapshot, nodes=tuple(replace(one, is_drain_forced=True) for one in snapshot.nodes))
+    forced = replace(snapshot, nodes=tuple(one._replace(is_drain_forced=True) for one in snapshot.nodes))
     snapshot = settled(applied(forced, plan(forced)))
     assert not left(snapshot)
     assert plan(snapshot).is_empty
@@ -351,7 +351,7 @@ def test_ending_a_drain_at_any_moment_keeps_what_has_not_left_and_comes_to_rest(
     stayed = [one for one in left(snapshot) if one.desired is Desired.RUN]
     snapshot = replace(
         snapshot,
-        nodes=tuple(replace(one, is_cordoned=False) for one in snapshot.nodes),
+        nodes=tuple(one._replace(is_cordoned=False) for one in snapshot.nodes),
         replicas=tuple(replace(one, is_leaving=False) for one in snapshot.replicas),
     )
     assert len(ready(applied(snapshot, plan(snapshot)))) >= want
