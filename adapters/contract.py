@@ -277,6 +277,8 @@ class Dialect:
     `name_tag` is what the engine appends to the served name in its answers (Ollama's `:latest`). `fixed_model` is what
     every request must call the model, whatever the engine calls it in its answers ("" : the served name).
     `takes_template_values` says that `chat_template_kwargs` reach the chat template: how a model is told not to think.
+    `tells_stream_usage` says that it knows `stream_options.include_usage`: the door asks for it to count every stream,
+    and takes what came of it out again for a client that did not ask.
     """
 
     paths: Mapping[Endpoint, str]
@@ -296,6 +298,7 @@ class Dialect:
     name_tag: str = ""
     fixed_model: str = ""
     takes_template_values: bool = False
+    tells_stream_usage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,7 @@ TABLE: Table = {
         status="Show the whole cluster in a few lines; on a machine that joined one, how that machine stands with it.",
     ),
     **_verbs("events", _CLUSTER, events="Print what happened."),
+    **_verbs("usage", _CLUSTER, usage="Sum up what requests used: by key, project, model, deployment, node or day."),
     **_verbs(
         "blueprints",
         _CLUSTER,

@@ -42,6 +42,7 @@ from controller.registry.templates import Templates
 from controller.routes.service import Routes
 from controller.secrets.service import Secrets
 from controller.secrets.vault import Vault
+from controller.usage.service import Usage
 from controller.wakeups import LoopWakeups
 from core.clock import Clock
 from core.infra import postgres
@@ -205,6 +206,7 @@ def build(
         ),
         ledger=ledger,
         loop=loop,
+        usage=Usage(database=database, clock=clock),
         leader_epoch=leadership.epoch,
         schema=facts.schema,
         version=facts.version,
@@ -234,6 +236,8 @@ def readings(stage: Stage) -> tuple[Reading, ...]:
         ("slice_events_total", "Events recorded in this reign.", lambda p: p.ledger.recorded, total),
         ("slice_route_version", "Version of the published route table.", lambda p: p.routes.version, gauge),
         ("slice_doors", "Front doors that report.", lambda p: len(p.routes.doors()), gauge),
+        ("slice_usage_rows_total", "Rows of usage stored in this reign.", lambda p: p.usage.rows, total),
+        ("slice_usage_lost_total", "Rows of usage that doors gave up.", lambda p: p.usage.lost, total),
         ("slice_leader_epoch", "Number of this reign.", lambda p: p.leader_epoch, gauge),
         ("slice_storage_up", "1 while PostgreSQL answers.", lambda p: float(p.loop.counts.is_storage_up), gauge),
     )

@@ -52,6 +52,16 @@ class PullState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Outcome(StrEnum):
+    """How a request at the front door ended."""
+
+    ANSWERED = "answered"  # the client got all of it
+    REFUSED = "refused"  # the request, or what its key may do, was at fault: a status of 4xx
+    FAILED = "failed"  # nothing could answer: a status of 5xx
+    CUT = "cut"  # the answer broke off after its first byte
+    GONE = "gone"  # the client left, or stopped reading
+
+
 class InstallState(StrEnum):
     """Where one version of an engine is on one node."""
 

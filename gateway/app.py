@@ -5,6 +5,7 @@ Comes in: ASGI calls of Serve's or a bare uvicorn's server. Goes out: answers, a
 people write, or add `x-request-id` (Serve's middleware does).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from core.clock import Clock
@@ -84,6 +85,9 @@ class DoorApp:
             visit.tally.code = CLIENT_STALLED
             self._log.info("client_stalled", path=visit.path)
             return
+        except asyncio.CancelledError:
+            visit.tally.code = visit.tally.code or CLIENT_GONE  # whoever ends it, nobody reads it any more
+            raise
         except Exception as error:  # noqa: BLE001 - the outermost frame of a request
             self._log.error("request_failed", path=visit.path, exc=error)
             failure = Failure("internal.unexpected", "unexpected")

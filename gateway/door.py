@@ -12,6 +12,7 @@ from core.clock import Clock
 from core.errors import Failure
 from core.identities import Identity, Role
 from core.ids import ReplicaId
+from core.infra.entropy import SystemEntropy
 from core.infra.logs import Log
 from core.infra.tasks import TaskGuard
 from gateway.app import DoorApp
@@ -25,6 +26,9 @@ from gateway.papers import DoorPapers
 from gateway.relay import DialectOf, Relay, Timeouts
 from gateway.table import EMPTY, Table, load_copy, save_copy, table_from
 from gateway.upstream import EnginePool
+from gateway.usage.report import Reporter
+from gateway.usage.row import Rows
+from gateway.usage.spool import Spool
 from gateway.watch import Watch
 from protos.slice.routes.v1 import routes_pb2
 
@@ -74,6 +78,15 @@ class Door:
             chance=chance,
             log=log,
         )
+        self.usage = Reporter(
+            door_id=self.door_id,
+            target=config.control_target,
+            token=config.token,
+            rows=Rows(SystemEntropy().token_bytes(12).hex()),
+            spool=Spool(self._file.parent / "usage", door_id=self.door_id),
+            clock=clock,
+            log=log,
+        )
         gate = Gate(table=lambda: self._table, pepper=bytes.fromhex(config.key_pepper_hex), clock=clock)
         ollama = OllamaSurface(
             gate=gate,
@@ -91,6 +104,7 @@ class Door:
             log=log,
             on_start=self.start,
             on_stop=self.stop,
+            on_end=self.usage.note,
         )
 
     @property
@@ -113,11 +127,13 @@ class Door:
         self._guard.eternal("table-writer", self._write_tables())
         self._guard.eternal("papers", self._papers.run())
         self._guard.eternal("pulse", self._pool.pulse.run())
+        self._guard.eternal("usage", self.usage.run())
 
     async def stop(self) -> None:
-        """End the background tasks and close the resting connections."""
+        """End the background tasks, close the resting connections and hand the last rows of usage over."""
         await self._guard.__aexit__(None, None, None)
         self._pool.close()
+        await self.usage.flush()
 
     def apply(self, message: routes_pb2.RouteTable) -> None:
         """Serve by `message` from now on; requests under way go on with the replica they have."""

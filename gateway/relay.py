@@ -19,6 +19,7 @@ from gateway.balance import Balance
 from gateway.openai import errors, requests, stream
 from gateway.table import Route, Spawn, Table, Target
 from gateway.upstream import EngineDied, EnginePool, EngineUnreachable, Reply, Request
+from gateway.usage import counts
 from gateway.visit import ClientStalled, Send, Tally
 
 DialectOf = Callable[[str], Dialect | None]
@@ -237,6 +238,8 @@ class Relay:
             raise _retried(self.failure_of(call, route, 200, error.body)) from error
         except EngineDied as error:
             raise _TryAnother(refusals.died(route.public_name)) from error
+        seen = 0 if call.endpoint is Endpoint.EMBEDDINGS else len(body) // counts.BYTES_PER_TOKEN
+        counts.note(call.tally, counts.of_answer(body), call.body, seen)
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
         headers.append(self.processing_header(call))
@@ -302,6 +305,15 @@ class _Passage:
             _TryAnother: it broke before anything was sent.
             ClientStalled: the client stopped reading.
         """
+        try:
+            await self._run(first)
+        finally:
+            if self._is_started:
+                is_done = self._events.engine_error is None and self._events.ending() is stream.Ending.DONE
+                self._call.tally.is_whole = is_done
+                counts.note(self._call.tally, self._events.counts, self._call.body, self._events.chunks)
+
+    async def _run(self, first: bytes) -> None:
         failure: Failure | None = None
         try:
             await self._pass_all(first)

@@ -5,11 +5,13 @@ however it did, the app gives it to whoever keeps the books. It decides nothing.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from core.errors import Failure
+from core.infra.entropy import SystemEntropy
 from gateway.table import KeyEntry, Route, Target
 
 Scope = Mapping[str, Any]
@@ -17,6 +19,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 _KEY_PREFIX = "/k/"
+# Version ff and all zeros are none: W3C Trace Context, 3.2.2.
+_TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class ClientGone(Exception):
@@ -49,6 +53,10 @@ class Tally:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    is_whole: bool = False
+    """Whether a stream's answer was passed on to its last event: clients leave when they have read that."""
+    is_estimated: bool = False
+    """Whether the engine did not say how many tokens there were."""
 
 
 class Visit:
@@ -61,6 +69,7 @@ class Visit:
         "_has_begun",
         "_path_key",
         "_send",
+        "_trace_id",
         "caller",
         "path",
         "receive",
@@ -79,6 +88,7 @@ class Visit:
         self.tally = Tally()
         self.request_id = (self.header(b"x-request-id") or b"").decode("latin-1")[:128]
         self._send = send
+        self._trace_id = ""
         self._has_begun = False
 
     @property
@@ -90,6 +100,14 @@ class Visit:
     def authorization(self) -> bytes | None:
         """The Authorization header, or what it would be for the key in the path, which wins: it was meant for us."""
         return self.header(b"authorization") if self._path_key is None else b"Bearer " + self._path_key.encode()
+
+    @property
+    def trace_id(self) -> str:
+        """The W3C trace that it belongs to, 32 hexadecimal digits: the client's, or else one of its own."""
+        if not self._trace_id:
+            found = _TRACE.fullmatch(self.header(b"traceparent") or b"")
+            self._trace_id = found[1].decode() if found else SystemEntropy().token_bytes(16).hex()
+        return self._trace_id
 
     @property
     def method(self) -> str:

@@ -44,12 +44,13 @@ class _Same:
 
     stream_type = b"text/event-stream"
 
-    def __init__(self, body: bytes, ends: finishing.Finishing | None = None) -> None:
+    def __init__(self, body: bytes, ends: finishing.Finishing | None = None, *, hides_usage: bool = False) -> None:
         self.body = body
         self._ends = ends
+        self._hides_usage = hides_usage
 
     def events(self, name: stream.ModelName) -> stream.Events:
-        passed = stream.EventStream(name)
+        passed = stream.EventStream(name, hides_usage=self._hides_usage)
         return passed if self._ends is None else finishing.FinishedStream(passed, self._ends)
 
     def whole(self, name: stream.ModelName, body: bytes) -> bytes:
@@ -85,10 +86,13 @@ def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, 
     if requests.shapes_fields(dialect):
         body = requests.with_fields(body, dialect)
     body = _named(body, asked.model, dialect.fixed_model or route.served_name)
+    hides_usage = False
+    if asked.is_stream and not asked.wants_usage and dialect.tells_stream_usage and endpoint is not Endpoint.EMBEDDINGS:
+        body, hides_usage = requests.with_usage(body, has_options=asked.has_stream_options), True
     ends = finishing.finishing(body, dialect)
     if dialect.is_deaf_while_whole and endpoint is not Endpoint.EMBEDDINGS and not asked.is_stream:
         return _Joined(requests.as_stream(body), ends)
-    return _Same(body, ends)
+    return _Same(body, ends, hides_usage=hides_usage)
 
 
 def _named(body: bytes, asked: str, wanted: str) -> bytes:

@@ -138,6 +138,7 @@ class Fake:
                 Endpoint.EMBEDDINGS: "/v1/embeddings",
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
+            tells_stream_usage=True,
             refused={
                 "n": (1,),
                 "tools": ([],),

@@ -174,6 +174,7 @@ class LlamaCpp:
             overflow_phrases=("is too large to process",),
             is_deaf_while_whole=True,
             takes_template_values=True,
+            tells_stream_usage=True,
             refused={
                 "n": (1,),
                 "tool_choice": ("none", "auto", "required"),

@@ -129,6 +129,7 @@ class Tgi:
             paths={Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"},
             overflow_phrases=("`inputs` must have less than", "`inputs` tokens + `max_new_tokens` must be <="),
             renames={"max_completion_tokens": "max_tokens"},
+            tells_stream_usage=True,
             refused={
                 "n": (1,),
                 "best_of": (1,),

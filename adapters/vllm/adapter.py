@@ -92,6 +92,7 @@ class Vllm:
             paths={Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"},
             overflow_phrases=("maximum context length", "cannot be greater than max_model_len"),
             takes_template_values=True,
+            tells_stream_usage=True,
         )
 
     @property

@@ -14,6 +14,7 @@ from controller.api import (
     places,
     secrets,
     store,
+    usage,
     workloads,
 )
 from controller.api.gate import App, Gate
@@ -38,6 +39,7 @@ def fast_api(stage: Stage, metrics: MetricsPage, *, version: str) -> FastAPI:
     app.include_router(leaving.router(stage))
     app.include_router(engines.router(stage))
     app.include_router(secrets.router(stage))
+    app.include_router(usage.router(stage))
     return app
 
 

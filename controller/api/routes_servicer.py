@@ -1,6 +1,7 @@
 """slice.routes.v1.Routes: the thin edge between a door's stream and the published route table.
 
-Comes in: one bidirectional stream per door. Goes out: whole tables down, reports to `Routes`, and doors' certificates.
+Comes in: one bidirectional stream per door. Goes out: whole tables down, reports to `Routes`, usage to
+`Usage`, and doors' certificates.
 It decides nothing.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 
 from controller.api.stage import END, Stage
+from controller.api.usage_wire import rows_of
 from controller.identity.certificates import Certificates
 from controller.routes.model import DoorReport, PublishedTable, Route
 from controller.routes.service import Routes
@@ -79,6 +81,23 @@ class RoutesServicer(routes_pb2_grpc.RoutesServicer):
             certificate_pem=given.certificate_pem,
             authority_pem=authority.certificate_pem,
         )
+
+    async def ReportUsage(self, batch: pb.UsageBatch, _: Any) -> pb.UsageReceipt:
+        """Store what requests used; a batch that is not all there in the end is answered with a code."""
+        try:
+            usage = self._stage.parts().usage
+            rows = rows_of(batch)
+            await usage.take(rows, batch.lost_rows)
+        except Failure as failure:
+            return pb.UsageReceipt(code=failure.code, message=failure.message)
+        if len(rows) < len(batch.rows) or batch.lost_rows:
+            self._log.warning(
+                "usage_lost",
+                door=batch.door_id[:_DOOR_ID_MAX],
+                rows=batch.lost_rows,
+                unusable=len(batch.rows) - len(rows),
+            )
+        return pb.UsageReceipt()
 
     async def _write(self, routes: Routes, certificates: Certificates, context: Any) -> None:
         """Send each new table, and the newest one again when a certificate was revoked."""

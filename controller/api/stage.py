@@ -31,6 +31,7 @@ from controller.registry.stages import Stages
 from controller.registry.stores import Stores
 from controller.routes.service import Routes
 from controller.secrets.service import Secrets
+from controller.usage.service import Usage
 from core.errors import Failure
 from core.infra import postgres
 
@@ -64,6 +65,7 @@ class Parts:
     tokens: JoinTokens
     ledger: Ledger
     loop: ReconcileLoop
+    usage: Usage
     leader_epoch: int
     schema: int
     version: str

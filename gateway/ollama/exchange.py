@@ -14,6 +14,7 @@ from core.infra.entropy import SystemEntropy
 from gateway.ollama import answers, requests
 from gateway.openai import stream
 from gateway.upstream import EngineDied
+from gateway.usage.counts import Counts, bounded
 
 _decode_piece = msgspec.json.Decoder(answers.Piece).decode
 _decode_embedded = msgspec.json.Decoder(answers.Embedded).decode
@@ -66,6 +67,8 @@ class _Lines:
 
     def __init__(self, writer: answers.Writer, *, wants_usage: bool) -> None:
         self.engine_error: bytes | None = None
+        self.counts: Counts | None = None
+        self.chunks = 0
         self._writer = writer
         self._wants_usage = wants_usage
         self._held = b""
@@ -103,8 +106,10 @@ class _Lines:
             events = [_event(self._writer.chunk(piece))]
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise EngineDied("a line that is none") from error
+        self.chunks += 1
         if piece.done:
             self._is_done = True
+            self.counts = bounded(piece.prompt_eval_count, piece.eval_count)
             if self._wants_usage:
                 events.append(_event(self._writer.last(piece)))
             events.append(stream.DONE)

@@ -128,7 +128,7 @@ class OllamaSurface:
         await _answer(visit, listing.show_body(table, _route(table, visit, name)))
 
     async def _chat(self, visit: Visit) -> None:
-        table, asked = await self._asked(visit)
+        table, asked = await self._asked(visit, Endpoint.CHAT)
         route = _route(table, visit, asked.model)
         if not asked.messages:
             told = {"message": {"role": "assistant", "content": ""}}
@@ -138,7 +138,7 @@ class OllamaSurface:
         await self._carry(visit, asked, words, is_chat=True)
 
     async def _generate(self, visit: Visit) -> None:
-        table, asked = await self._asked(visit)
+        table, asked = await self._asked(visit, Endpoint.COMPLETIONS)
         route = _route(table, visit, asked.model)
         can_chat = Endpoint.CHAT.value in route.endpoints
         if not asked.prompt and not asked.suffix and not asked.images:
@@ -149,7 +149,7 @@ class OllamaSurface:
         await self._carry(visit, asked, words, is_chat=False)
 
     async def _embed(self, visit: Visit, *, is_old: bool) -> None:
-        table, asked = await self._asked(visit)
+        table, asked = await self._asked(visit, Endpoint.EMBEDDINGS)
         route = _route(table, visit, asked.model)
         if not (asked.prompt if is_old else asked.input):
             told: dict[str, object] = {"embedding": []} if is_old else {"model": asked.model, "embeddings": []}
@@ -161,8 +161,9 @@ class OllamaSurface:
         passage = Passage(visit, stream=None, whole=found.whole, headers=_told(asked))
         await self._pass(visit, words, passage)
 
-    async def _asked(self, visit: Visit) -> tuple[Table, requests.Parsed]:
+    async def _asked(self, visit: Visit, endpoint: Endpoint) -> tuple[Table, requests.Parsed]:
         table = self._gate.admit(visit)
+        visit.tally.endpoint = endpoint.value
         return table, requests.parsed(await checked_body(visit, self._body_limit_bytes))
 
     async def _carry(self, visit: Visit, asked: requests.Parsed, words: requests.Translated, *, is_chat: bool) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from adapters.contract import Dialect
 from gateway.openai import stream
+from gateway.usage.counts import Counts
 
 _decode_event = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
@@ -99,6 +100,16 @@ class FinishedStream:
     def engine_error(self) -> bytes | None:
         """The JSON of the engine's error event once one came."""
         return self._passed.engine_error
+
+    @property
+    def counts(self) -> Counts | None:
+        """The tokens that the engine told of."""
+        return self._passed.counts
+
+    @property
+    def chunks(self) -> int:
+        """How many pieces of an answer came."""
+        return self._passed.chunks
 
     def feed(self, data: bytes) -> bytes:
         """Return the events that may go to the client now."""

@@ -47,7 +47,7 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     stream: bool | None = None
-    stream_options: dict[str, msgspec.Raw] | None = None
+    stream_options: dict[str, msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
     n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -62,10 +62,15 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a client asks for: the model's public name, and whether the answer is a stream."""
+    """What a client asks for: the model's public name, and whether the answer is a stream.
+
+    `wants_usage` says that the stream is to tell its tokens, `has_stream_options` that it says anything about that.
+    """
 
     model: str
     is_stream: bool
+    wants_usage: bool = False
+    has_stream_options: bool = False
 
 
 def asked(endpoint: Endpoint, body: bytes) -> Asked:
@@ -83,7 +88,14 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
         if value is not None and not (low <= value and (high is None or value <= high)):
             wanted = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise Failure("request.out_of_range", f"'{name}' must be {wanted}, not {value}", param=name)
-    return Asked(model=parsed.model, is_stream=bool(parsed.stream))
+    options = parsed.stream_options
+    told = options.get("include_usage", _NULL) if isinstance(options, dict) else _NULL
+    return Asked(
+        model=parsed.model,
+        is_stream=bool(parsed.stream),
+        wants_usage=bytes(told) not in (b"null", b"false"),  # one of a wrong type is the engine's to refuse
+        has_stream_options=options is not msgspec.UNSET,
+    )
 
 
 def decoded(decode: Callable[[bytes], Parsed], body: bytes) -> Parsed:
@@ -176,6 +188,21 @@ def as_stream(body: bytes) -> bytes:
     members = dict(_decode_members(body))
     members["stream"] = msgspec.Raw(b"true")
     members["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
+    return _encode(members)
+
+
+def with_usage(body: bytes, *, has_options: bool) -> bytes:
+    """Return `body`, which asks for a stream, asking for its usage too; `has_options`: it has `stream_options`.
+
+    Every other member keeps its bytes, and without `stream_options` the whole of it.
+    """
+    if not has_options:
+        return body.rstrip(b" \t\r\n")[:-1] + b',"stream_options":{"include_usage":true}}'
+    members = dict(_decode_members(body))
+    options = members["stream_options"]
+    given = {} if options == _NULL else dict(_decode_members(options))
+    given.pop("continuous_usage_stats", None)  # vLLM's: without usage it does nothing, with it it fills every chunk
+    members["stream_options"] = msgspec.Raw(_encode({**given, "include_usage": True}))
     return _encode(members)
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import msgspec
 
+from gateway.usage.counts import Counts, of_event
+
 TAIL_BYTES = 4096
 """How much of the end is kept to see how the stream ended; a last chunk with usage is under 1 KiB."""
 MAX_LINE_BYTES = 4 * 1024**2
@@ -51,6 +53,14 @@ class Events(Protocol):
     @property
     def engine_error(self) -> bytes | None:
         """The JSON of an error inside it once one came."""
+
+    @property
+    def counts(self) -> Counts | None:
+        """The tokens that the engine told of, None while it told of none."""
+
+    @property
+    def chunks(self) -> int:
+        """How many pieces of an answer came: about as many as tokens."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what may go to the client now; after an error of the engine that is nothing any more."""
@@ -97,10 +107,17 @@ class ModelName:
 
 
 class EventStream:
-    """The relay's view of one stream; `engine_error` is the JSON of an error event once one came."""
+    """The relay's view of one stream; `engine_error` is the JSON of an error event once one came.
 
-    def __init__(self, name: ModelName) -> None:
+    With `hides_usage` the event that tells the tokens and nothing else is not passed: the client did not ask for it.
+    """
+
+    def __init__(self, name: ModelName, *, hides_usage: bool = False) -> None:
         self.engine_error: bytes | None = None
+        self.counts: Counts | None = None
+        self.chunks = 0
+        self._hides_usage = hides_usage
+        self._has_hidden = False
         self._name = name
         self._held = b""
         self._tail = b""
@@ -138,10 +155,33 @@ class EventStream:
         if found is not None:
             self.engine_error = (found[1] or found[2]).strip()
             data = data[: found.start()]
+        self.chunks += data.count(b'"choices"')
+        if self._has_hidden or b'"usage"' in data:
+            data = self._counted(data)
         data = self._name.restore(data)
         if data:
             self._tail = (self._tail + data)[-TAIL_BYTES:] if len(data) < TAIL_BYTES else data[-TAIL_BYTES:]
         return data
+
+    def _counted(self, data: bytes) -> bytes:
+        """Note the tokens that `data`, whole lines, tells of; return it without an event that is to be hidden."""
+        passed, start = [], 0
+        while start < len(data):
+            end = data.find(b"\n", start) + 1 or len(data)
+            line, start = data[start:end], end
+            if self._has_hidden:
+                self._has_hidden = False
+                if line in (b"\n", b"\r\n"):
+                    continue  # the empty line that ended the hidden event
+            if b'"usage"' in line and line.startswith(b"data:"):
+                told, is_all = of_event(line[len(b"data:") :])
+                self.counts = told or self.counts
+                if is_all and self._hides_usage:
+                    self._has_hidden = True
+                    self.chunks -= 1
+                    continue
+            passed.append(line)
+        return b"".join(passed)
 
 
 def _error_line(data: bytes) -> re.Match[bytes] | None:

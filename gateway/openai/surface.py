@@ -82,6 +82,7 @@ class OpenAiSurface:
     def _generating(self, endpoint: Endpoint) -> Callable[[Visit], Awaitable[None]]:
         async def handle(visit: Visit) -> None:
             self._gate.admit(visit)
+            visit.tally.endpoint = endpoint.value
             body = await checked_body(visit, self._body_limit_bytes)
             await carry(self._relay, visit, endpoint, body, visit.send)
 
@@ -123,8 +124,8 @@ async def checked_body(visit: Visit, limit_bytes: int) -> bytes:
 
 
 def engine_headers(visit: Visit) -> Headers:
-    """Return those of the client's headers that an engine may see."""
-    return [
+    """Return those of the client's headers that an engine may see, and a trace where the client began none."""
+    headers = [
         (key, value)
         for key, value in visit.scope["headers"]
         if key in ENGINE_HEADERS
@@ -132,3 +133,7 @@ def engine_headers(visit: Visit) -> Headers:
         and b"\r" not in value
         and b"\n" not in value
     ]
+    if visit.header(b"traceparent") is None:
+        # Spans of the door are no spans yet, so its parent is named after the trace; 01: keep what you record of it.
+        headers.append((b"traceparent", f"00-{visit.trace_id}-{visit.trace_id[:16]}-01".encode()))
+    return headers

@@ -39,6 +39,7 @@ class PlayedCluster:
         self.nodes: list[Any] = [things.node()]
         self.keys: list[Any] = [things.key()]
         self.events: list[Any] = []
+        self.usage: list[Any] = []
         self.stored: list[Any] = []
         self.places: list[Any] = []
         self.kept: list[Any] = []
@@ -107,6 +108,9 @@ class PlayedCluster:
         if handler is None:
             raise Refused(404, "request.not_found", f"there is no {path}")
         return handler(method, parts[1:], query, body)  # type: ignore[no-any-return]
+
+    def _usage(self, method: str, rest: list[str], query: dict[str, str], body: Any) -> Answer:
+        return 200, {"by": query["by"], "items": self.usage}
 
     def _status(self, *_: Any) -> Answer:
         return 200, {

@@ -63,7 +63,7 @@ async def test_every_rpc_wants_the_token_of_its_service(cluster: Cluster, rpc: s
     async with grpc.aio.insecure_channel(f"unix:{cluster.socket}") as channel:
         for metadata in ((), bearer(other), bearer("operator-token")):
             call = channel.stream_stream(rpc)(metadata=metadata)
-            if rpc.rpartition("/")[2] in ("Renew", "Certify", "Leave"):
+            if rpc.rpartition("/")[2] in ("Renew", "Certify", "Leave", "ReportUsage"):
                 await call.write(b"")  # they take one message, and are answered when it has come
             # Joins are taken on their own port alone.
             is_here = "NodeJoin" not in rpc
@@ -117,6 +117,9 @@ async def test_the_control_socket_is_ours_alone(cluster: Cluster) -> None:
         ("GET", "models/%ff", None, (404, "registry.model_not_found")),
         ("GET", "events?after=99999999999999999999", None, (400, "request.out_of_range")),
         ("GET", "events?after=x", None, (400, "request.invalid_field")),
+        ("GET", "usage?by=moon", None, (400, "request.invalid_field")),
+        ("GET", "usage?since=yesterday", None, (400, "request.invalid_field")),
+        ("GET", "usage?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", None, (400, "request.out_of_range")),
         ("GET", "nothing", None, (404, "request.not_found")),
         ("PUT", "models", b"{}", (405, "request.method_not_allowed")),
         ("POST", "pulls", b" " * (1024**2 + 1), (413, "request.body_too_large")),

@@ -95,6 +95,9 @@ class RoutesServer(routes_pb2_grpc.RoutesServicer):
         self.table = routes_pb2.RouteTable()
         self.changed = asyncio.Event()
         self.streams = 0
+        self.usage: list[routes_pb2.UsageRow] = []
+        self.batches: list[routes_pb2.UsageBatch] = []
+        self.usage_code = ""
         self.revoked: list[str] = []
 
     def push(self, *routes: routes_pb2.Route, keys: list[routes_pb2.KeyEntry] | None = None) -> int:
@@ -117,6 +120,22 @@ class RoutesServer(routes_pb2_grpc.RoutesServicer):
                 await self.changed.wait()
         finally:
             reading.cancel()
+
+    async def ReportUsage(self, batch, context):
+        self.batches.append(batch)
+        if not self.usage_code:
+            known = {row.row_id for row in self.usage}
+            self.usage.extend(row for row in batch.rows if row.row_id not in known)
+        return routes_pb2.UsageReceipt(code=self.usage_code)
+
+    async def used(self, count: int) -> list[routes_pb2.UsageRow]:
+        """Wait for `count` rows of usage and return them."""
+
+        async def are_there() -> bool:
+            return len(self.usage) >= count
+
+        await until_async(are_there, 5, f"{count} rows of usage")
+        return self.usage
 
     async def _read(self, reports) -> None:
         async for report in reports:

@@ -6,6 +6,78 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class UsageBatch(_message.Message):
+    __slots__ = ("door_id", "rows", "lost_rows")
+    DOOR_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LOST_ROWS_FIELD_NUMBER: _ClassVar[int]
+    door_id: str
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    lost_rows: int
+    def __init__(self, door_id: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., lost_rows: _Optional[int] = ...) -> None: ...
+
+class UsageReceipt(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class UsageRow(_message.Message):
+    __slots__ = ("row_id", "request_id", "trace_id", "kid", "project", "public_name", "arm", "model", "version", "deployment", "replica_id", "node_id", "endpoint", "is_stream", "outcome", "code", "status", "input_tokens", "output_tokens", "cached_tokens", "is_estimated", "started_unix_us", "first_byte_us", "total_us", "attempts")
+    ROW_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    KID_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_NAME_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    IS_STREAM_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IS_ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_US_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BYTE_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    row_id: str
+    request_id: str
+    trace_id: str
+    kid: str
+    project: str
+    public_name: str
+    arm: str
+    model: str
+    version: int
+    deployment: str
+    replica_id: str
+    node_id: str
+    endpoint: str
+    is_stream: bool
+    outcome: str
+    code: str
+    status: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    is_estimated: bool
+    started_unix_us: int
+    first_byte_us: int
+    total_us: int
+    attempts: int
+    def __init__(self, row_id: _Optional[str] = ..., request_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., kid: _Optional[str] = ..., project: _Optional[str] = ..., public_name: _Optional[str] = ..., arm: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., deployment: _Optional[str] = ..., replica_id: _Optional[str] = ..., node_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., is_stream: _Optional[bool] = ..., outcome: _Optional[str] = ..., code: _Optional[str] = ..., status: _Optional[int] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., is_estimated: _Optional[bool] = ..., started_unix_us: _Optional[int] = ..., first_byte_us: _Optional[int] = ..., total_us: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
+
 class CertifyRequest(_message.Message):
     __slots__ = ("door_id", "csr_pem")
     DOOR_ID_FIELD_NUMBER: _ClassVar[int]

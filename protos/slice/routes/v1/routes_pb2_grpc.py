@@ -44,6 +44,11 @@ class RoutesStub:
                 request_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.SerializeToString,
                 response_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.FromString,
                 _registered_method=True)
+        self.ReportUsage = channel.unary_unary(
+                '/slice.routes.v1.Routes/ReportUsage',
+                request_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageBatch.SerializeToString,
+                response_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageReceipt.FromString,
+                _registered_method=True)
 
 
 class RoutesServicer:
@@ -63,6 +68,13 @@ class RoutesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportUsage(self, request, context):
+        """Usage, a batch at a time. A row that came before is written once, so a batch without an answer is sent again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     servicer.Certify,
                     request_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.FromString,
                     response_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.SerializeToString,
+            ),
+            'ReportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportUsage,
+                    request_deserializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageBatch.FromString,
+                    response_serializer=protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Routes:
             '/slice.routes.v1.Routes/Certify',
             protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyRequest.SerializeToString,
             protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.CertifyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slice.routes.v1.Routes/ReportUsage',
+            protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageBatch.SerializeToString,
+            protos_dot_slice_dot_routes_dot_v1_dot_routes__pb2.UsageReceipt.FromString,
             options,
             channel_credentials,
             insecure,
