@@ -23,7 +23,10 @@ _BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("top_p", 0, 1),
     ("max_tokens", 1, None),
     ("max_completion_tokens", 1, None),
+    ("dimensions", 1, None),
 )
+MAX_INPUTS = 2048
+"""Most inputs of one request for embeddings, as OpenAI has it."""
 CONTENT: Mapping[Endpoint, str] = {
     Endpoint.CHAT: "messages",
     Endpoint.COMPLETIONS: "prompt",
@@ -53,19 +56,27 @@ class _Body(msgspec.Struct):
     top_p: float | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a client asks for: the model's public name, and whether the answer is a stream."""
+    """What a client asks for: the model's public name, and whether the answer is a stream.
+
+    Of embeddings, whether in base64 and of how many `dimensions` (0: as the model has).
+    """
 
     model: str
     is_stream: bool
+    is_base64: bool = False
+    dimensions: int = 0
 
 
 def asked(endpoint: Endpoint, body: bytes) -> Asked:
@@ -83,6 +94,11 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
         if value is not None and not (low <= value and (high is None or value <= high)):
             wanted = f"between {low} and {high}" if high is not None else f"at least {low}"
             raise Failure("request.out_of_range", f"'{name}' must be {wanted}, not {value}", param=name)
+    if endpoint is Endpoint.EMBEDDINGS:
+        is_base64 = parsed.encoding_format == "base64"
+        return Asked(
+            model=parsed.model, is_stream=bool(parsed.stream), is_base64=is_base64, dimensions=parsed.dimensions or 0
+        )
     return Asked(model=parsed.model, is_stream=bool(parsed.stream))
 
 
@@ -202,6 +218,32 @@ def _check_content(endpoint: Endpoint, parsed: _Body) -> None:
             raise _invalid(name, "'messages' must be a list of at least one message", "see OpenAI's API reference")
     elif bytes(getattr(parsed, name)) in (b"", b"null"):
         raise _invalid(name, f"'{name}' must be given", "see OpenAI's API reference")
+    elif endpoint is Endpoint.EMBEDDINGS:
+        _check_embedding(parsed)
+
+
+def _check_embedding(parsed: _Body) -> None:
+    if parsed.encoding_format not in (None, "float", "base64"):
+        raise _invalid("encoding_format", "'encoding_format' must be float or base64")
+    try:
+        given = _decode_input(parsed.input)
+    except msgspec.ValidationError:
+        raise _no_input() from None
+    if isinstance(given, str):
+        is_input = bool(given)
+    else:
+        if len(given) > MAX_INPUTS and not isinstance(given[0], int):
+            raise _invalid("input", f"'input' must hold at most {MAX_INPUTS} inputs, not {len(given)}")
+        # One kind throughout; a list of numbers is one input, and no input is empty.
+        is_input = len({type(one) for one in given}) == 1 and all(one or one == 0 for one in given)
+    if not is_input:
+        raise _no_input()
+
+
+def _no_input() -> Failure:
+    return _invalid(
+        "input", "'input' must be a text, a list of texts, or one or more lists of tokens, none of them empty"
+    )
 
 
 def _invalid(param: str, message: str, hint: str = "") -> Failure:
