@@ -132,6 +132,7 @@ class Transformers:
                 Endpoint.EMBEDDINGS: "/v1/embeddings",
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
+            refused={"n": (1,)},
         )
 
     @property

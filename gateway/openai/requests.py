@@ -68,13 +68,14 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a client asks for: the model's public name, and whether the answer is a stream.
+    """What a client asks for: the model's public name, whether the answer is a stream, and of how many choices.
 
     Of embeddings, whether in base64 and of how many `dimensions` (0: as the model has).
     """
 
     model: str
     is_stream: bool
+    choices: int = 1
     is_base64: bool = False
     dimensions: int = 0
 
@@ -99,7 +100,7 @@ def asked(endpoint: Endpoint, body: bytes) -> Asked:
         return Asked(
             model=parsed.model, is_stream=bool(parsed.stream), is_base64=is_base64, dimensions=parsed.dimensions or 0
         )
-    return Asked(model=parsed.model, is_stream=bool(parsed.stream))
+    return Asked(model=parsed.model, is_stream=bool(parsed.stream), choices=parsed.n or 1)
 
 
 def decoded(decode: Callable[[bytes], Parsed], body: bytes) -> Parsed:

@@ -9,7 +9,7 @@ from adapters.contract import Endpoint
 from core.errors import Failure
 from gateway.body import read_body
 from gateway.gate import Gate
-from gateway.openai import errors, models, requests
+from gateway.openai import errors, fanout, models, requests
 from gateway.refusals import unknown_model
 from gateway.relay import Call, Relay
 from gateway.visit import Answer, Handler, Headers, Send, Visit
@@ -107,7 +107,8 @@ async def carry(relay: Relay, visit: Visit, endpoint: Endpoint, body: bytes, sen
         started_s=visit.started_s,
         tally=tally,
     )
-    await visit.while_connected(relay.answer(call, send))
+    is_fan = asked.choices > 1 and relay.gives_one(asked.model)
+    await visit.while_connected(fanout.answer(relay, call, send) if is_fan else relay.answer(call, send))
 
 
 async def checked_body(visit: Visit, limit_bytes: int) -> bytes:
