@@ -20,6 +20,7 @@ TABLE: Mapping[str, tuple[int, str, str | None]] = {
     "auth.key_expired": (401, "invalid_request_error", "key_expired"),
     "request.invalid_json": (400, "invalid_request_error", "invalid_json"),
     "request.invalid_field": (400, "invalid_request_error", "invalid_value"),
+    "request.unknown_field": (400, "invalid_request_error", "unknown_field"),
     "request.out_of_range": (400, "invalid_request_error", "invalid_value"),
     "request.body_too_large": (413, "invalid_request_error", "request_too_large"),
     "request.body_timeout": (408, "invalid_request_error", "request_timeout"),

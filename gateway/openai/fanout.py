@@ -10,6 +10,8 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from core.errors import Failure
 from gateway import refusals
 from gateway.openai import choices, errors
@@ -39,7 +41,7 @@ class _Fan:
         self._call = call
         self._send = send
         count = call.asked.choices
-        asked = replace(call.asked, choices=1)
+        asked = msgspec.structs.replace(call.asked, choices=1)
         self._calls = [
             replace(call, asked=asked, body=body, tally=Tally(endpoint=call.tally.endpoint, model=call.tally.model))
             for body in choices.parts(call.body, count)

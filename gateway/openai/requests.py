@@ -7,7 +7,6 @@ values: numbers, strings and unknown fields reach the engine byte for byte.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -66,8 +65,7 @@ _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks for: the model's public name, whether the answer is a stream, and of how many choices.
 
     Of embeddings, whether in base64 and of how many `dimensions` (0: as the model has).

@@ -69,7 +69,7 @@ async def test_a_key_expires_by_the_clock(ready: RunningDoor, routes: RoutesServ
     "method, path, status, code, allow",
     [
         ("GET", "/v2", 404, "unknown_url", None),
-        ("POST", "/v1/responses", 404, "unknown_url", None),
+        ("POST", "/v1/files", 404, "unknown_url", None),
         ("GET", CHAT, 405, "method_not_allowed", "POST"),
         ("POST", "/v1/models", 405, "method_not_allowed", "GET"),
         ("DELETE", "/v1/models/smollm2", 405, "method_not_allowed", "GET"),
