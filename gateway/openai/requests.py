@@ -35,12 +35,21 @@ CONTENT: Mapping[Endpoint, str] = {
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _FIELD = re.compile(r" - at `\$\.([\w-]+)")
+_INNER = re.compile(r"contains unknown field `([\w-]{1,80})`")
+_NO_NUMBER = re.compile(rb'"([\w-]{1,80})"\s*:\s*\Z')
+_NOT_FINITE = re.compile(rb"-?(?:NaN|Infinity|nan|inf)")
+_STEERING = frozenset({"api_base", "base_url", "api_key", "custom_llm_provider", "extra_headers", "user_config"})
+"""Fields by which other gateways let a client choose where its request goes; any other unknown one is the engine's."""
 
 
 Parsed = TypeVar("Parsed")
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
 _FORM, _SCHEMA = "response_format", "json_schema"
+
+
+class _UserConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """What may stand in `user_config`: nothing."""
 
 
 class _Body(msgspec.Struct):
@@ -57,6 +66,13 @@ class _Body(msgspec.Struct):
     max_completion_tokens: int | None = None
     encoding_format: str | None = None
     dimensions: int | None = None
+    # `_STEERING`, of a type that only null has: the parser itself refuses them, at no cost to those who send none.
+    api_base: None = None
+    base_url: None = None
+    api_key: None = None
+    custom_llm_provider: None = None
+    extra_headers: None = None
+    user_config: _UserConfig | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -258,15 +274,37 @@ def wrong_field(text: str) -> Failure:
     found = _FIELD.search(text)
     if found is None:
         return Failure("request.invalid_json", "The body must be a JSON object")
+    if found[1] in _STEERING:
+        inner = _INNER.search(text)
+        return unknown_field(f"{found[1]}.{inner[1]}" if inner else found[1])
+    if text.startswith("Number out of range"):
+        return _not_finite(found[1])
     reason = text.split(" - at ")[0].replace("`", "").replace(" | null", "").lower()
     return _invalid(found[1], f"'{found[1]}' has a wrong value: {reason}")
+
+
+def unknown_field(name: str) -> Failure:
+    """Return the failure for a field that is not accepted."""
+    return Failure("request.unknown_field", f"Field '{name}' is not accepted", hint="leave it out", param=name)
+
+
+def _not_finite(name: str) -> Failure:
+    bounds = next(((low, high) for one, low, high in _BOUNDS if one == name), None)
+    within = f" between {bounds[0]} and {bounds[1]}" if bounds is not None and bounds[1] is not None else ""
+    return Failure("request.out_of_range", f"'{name}' must be a finite number{within}", param=name)
 
 
 def _malformed(body: bytes, error: Exception) -> Failure:
     if isinstance(error, UnicodeDecodeError):
         return Failure("request.invalid_json", f"The body is not UTF-8 text ({_place(body, error.start)})")
     found = _BYTE.search(str(error))
-    place = _place(body, int(found[1]) if found else len(body))
+    offset = int(found[1]) if found else len(body)
+    # NaN is no JSON, but many clients' encoders write it; its minus sign is taken for the beginning of a number.
+    start = offset - (body[offset - 1 : offset] == b"-")
+    name = _NO_NUMBER.search(body, max(0, start - 200), start)
+    if name is not None and _NOT_FINITE.match(body, start):
+        return _not_finite(name[1].decode())
+    place = _place(body, offset)
     what = "is not valid JSON" if found else "ends in the middle of its JSON"
     return Failure("request.invalid_json", f"The body {what} ({place})", hint="send one JSON object as UTF-8")
 

@@ -161,9 +161,7 @@ def _check_fields(members: Mapping[str, msgspec.Raw]) -> None:
             raise unsupported(f"'{name}' is not supported: the front door stores nothing", hint, name)
     unknown = next((name for name in members if name not in _KNOWN), None)
     if unknown is not None:
-        raise Failure(
-            "request.unknown_field", f"Field '{unknown[:80]}' is not accepted", hint="leave it out", param=unknown[:80]
-        )
+        raise requests.unknown_field(unknown[:80])
 
 
 def _tools(asked: _Request) -> dict[str, Any]:
