@@ -96,6 +96,7 @@ class OpenAiSurface:
 
     async def _respond(self, visit: Visit) -> None:
         self._gate.admit(visit)
+        visit.tally.endpoint = Endpoint.CHAT.value
         wanted = responses.wanted(await checked_body(visit, self._body_limit_bytes))
         writer = Writer(wanted.echo, token=SystemEntropy().token_bytes(12).hex(), clock=self._clock)
         stream, whole = (writer, writer.replayed) if wanted.is_stream else (None, writer.whole)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from adapters.contract import Dialect
 from gateway.openai import choices
+from gateway.visit import Visit
 from tests.gateway.conftest import (
     DIALECT,
     RoutesServer,
@@ -201,6 +202,25 @@ async def test_a_part_whose_replica_dies_is_asked_of_another(
         answer = await call(ready.port, "POST", "/v1/chat/completions", asked)
     assert answer.status == 200
     assert len(json.loads(answer.body)["choices"]) == 4
+
+
+async def test_what_is_counted_of_the_parts_stands_in_one_tally(ready: RunningDoor, engine: ScriptedEngine) -> None:
+    ended: list[Visit] = []
+    ready.door.app._on_end = ended.append
+    for is_stream in (False, True):
+        asked = {"model": "smollm2", "messages": USER, "n": 3, "seed": 1, "stream": is_stream}
+        await call(ready.port, "POST", "/v1/chat/completions", asked)
+
+    async def have_ended() -> bool:
+        return len(ended) == 2
+
+    await until_async(have_ended, 5, "both visits")
+    for visit in ended:
+        tally = visit.tally
+        assert (tally.model, tally.attempts, tally.status, tally.code) == ("smollm2", 3, 200, "")
+        assert tally.target is not None
+        assert tally.route is not None
+        assert tally.first_byte_s > 0
 
 
 async def test_a_client_that_leaves_frees_every_engine(ready: RunningDoor, engine: ScriptedEngine) -> None:
