@@ -83,6 +83,8 @@ def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, 
 def _words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, dialect: Dialect | None) -> Words:
     if dialect is None:
         return _Same(_named(body, asked.model, route.served_name))
+    if "required" in dialect.refused.get("tool_choice", ()) and b'"tool_choice"' in body:
+        body = requests.with_named_tool(body)
     if dialect.refused:
         requests.check_refused(body, dialect.refused, route.public_name, route.engine)
     if dialect.api is Api.OLLAMA:

@@ -75,8 +75,18 @@ class _Body(msgspec.Struct):
     user_config: _UserConfig | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str
+
+
+class _Tool(msgspec.Struct):
+    function: _Function
+
+
 _decode = msgspec.json.Decoder(_Body).decode
 _decode_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
+_decode_tool = msgspec.json.Decoder(_Tool).decode
+_decode_tools = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -200,6 +210,30 @@ def check_refused(body: bytes, refused: Mapping[str, tuple[JsonValue, ...]], mod
             hint=f"leave it out, or set it to {allowed}" if allowed else "leave it out",
             param=name,
         )
+
+
+def with_named_tool(body: bytes) -> bytes:
+    """Return `body` with the one tool that its `tool_choice` names, and a tool required: the same request, for an
+    engine that knows no names there. As it is when it names none.
+
+    Raises:
+        Failure: `request.invalid_field`: there is no such tool.
+    """
+    members = dict(_decode_members(body))
+    choice = members.get("tool_choice", _NULL)
+    if bytes(choice)[:1] != b"{":
+        return body
+    try:
+        name = _decode_tool(choice).function.name
+        tools = _decode_tools(members.get("tools", _NULL)) or []
+        named = [one for one in tools if _decode_tool(one).function.name == name]
+    except msgspec.ValidationError:
+        return body  # what is wrong with it is told by the check that follows, or by the engine
+    if not named:
+        raise _invalid("tool_choice", f"'tool_choice' names '{name[:80]}', which is none of 'tools'")
+    members["tools"] = msgspec.Raw(_encode(named))
+    members["tool_choice"] = msgspec.Raw(b'"required"')
+    return _encode(members)
 
 
 def as_stream(body: bytes) -> bytes:
