@@ -265,11 +265,13 @@ class Dialect:
 
     `renames` maps a top-level request field to the engine's name for it (kept as it is when that one is given too).
     `refused` are fields that the engine would ignore or break on in silence: a request that sets one to anything but
-    null and its entry's harmless values is refused with its name. `defaults` are fields added when the client gave
-    none. `dropped` are fields left out when they have one of these values: OpenAI's own defaults that the engine
-    refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped. `schema_member` is
-    where the engine looks for the schema in `response_format`. `is_deaf_while_whole` says that the engine notices a
-    client that left only while it streams: a whole answer is then asked for as a stream and put together by the door.
+    null and its entry's harmless values is refused with its name (but for `n`: the engine is asked that many times, and
+    a `tool_choice` by name, where `required` is harmless: that tool alone is sent). `defaults` are fields added when
+    the client gave none. `dropped` are fields left out when they have one of these values: OpenAI's own defaults that
+    the engine refuses to hear. `lists` are fields of which the engine takes lists only: a text is wrapped.
+    `schema_member` is where the engine looks for the schema in `response_format`. `is_deaf_while_whole` says that the
+    engine notices a client that left only while it streams: a whole answer is then asked for as a stream and put
+    together by the door.
 
     `finish_reasons` maps the engine's words for the end of an answer to OpenAI's (None: it goes on). `keeps_stop` says
     that it leaves the stop string that ended an answer in its text: the door cuts it off.

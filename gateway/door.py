@@ -97,7 +97,7 @@ class Door:
             release=config.version,
             unmet=self.balance.unmet,
         )
-        openai = OpenAiSurface(gate=gate, relay=relay, body_limit_bytes=config.body_limit_bytes)
+        openai = OpenAiSurface(gate=gate, relay=relay, clock=clock, body_limit_bytes=config.body_limit_bytes)
         self.app = DoorApp(
             surfaces=(ollama, openai),
             clock=clock,

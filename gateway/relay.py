@@ -139,6 +139,12 @@ class Relay:
             failure = refusals.not_ready(route)
         raise failure
 
+    def gives_one(self, model: str) -> bool:
+        """Return whether the engine of `model` has no notion of several choices: it refuses `n` by its dialect."""
+        route = self._table().routes.get(model)
+        dialect = self._dialect_of(route.engine) if route is not None else None
+        return dialect is not None and "n" in dialect.refused
+
     async def _looks_again(self, version: int, give_up_at: float) -> bool:
         """Wait for another table than `version`, or a little; return whether there is time for another look.
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from adapters.contract import Api, Dialect, Endpoint
 from gateway.ollama.exchange import Exchange
-from gateway.openai import assembly, finishing, requests, stream
+from gateway.openai import assembly, embeddings, finishing, requests, stream
 from gateway.table import Route
 from gateway.upstream import EngineDied
 
@@ -77,8 +77,15 @@ def words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, 
     Raises:
         Failure: `door.parameter_unsupported` or `request.invalid_field`, for what this engine would ignore or break on.
     """
+    said = _words(endpoint, body, asked, route, dialect)
+    return said if endpoint is not Endpoint.EMBEDDINGS else embeddings.Fitted(said, asked, route.public_name)
+
+
+def _words(endpoint: Endpoint, body: bytes, asked: requests.Asked, route: Route, dialect: Dialect | None) -> Words:
     if dialect is None:
         return _Same(_named(body, asked.model, route.served_name))
+    if "required" in dialect.refused.get("tool_choice", ()) and b'"tool_choice"' in body:
+        body = requests.with_named_tool(body)
     if dialect.refused:
         requests.check_refused(body, dialect.refused, route.public_name, route.engine)
     if dialect.api is Api.OLLAMA:

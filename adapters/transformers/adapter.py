@@ -133,6 +133,7 @@ class Transformers:
             },
             overflow_types=frozenset({"exceed_context_size_error"}),
             tells_stream_usage=True,
+            refused={"n": (1,)},
         )
 
     @property

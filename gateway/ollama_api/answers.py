@@ -84,6 +84,14 @@ class Text:
             told["logprobs"] = chunks.logprobs(choice.logprobs)
         return _encode(self._last(said, self._whole_calls(), told))
 
+    def line(self, body: bytes) -> bytes:
+        """Return a whole answer as the one line of a stream.
+
+        Raises:
+            Failure: `door.engine_failed`: it is none.
+        """
+        return self.whole(body) + b"\n"
+
     def _event(self, line: bytes) -> bytes:
         data = line[len(_PREFIX) :].strip()
         if self._is_ended or not data:

@@ -15,9 +15,9 @@ from gateway import refusals
 from gateway.gate import Gate
 from gateway.ollama_api import listing, requests
 from gateway.ollama_api.answers import Text, Vectors, instant
-from gateway.ollama_api.passage import JSON, Passage
 from gateway.openai import errors
 from gateway.openai.surface import carry, checked_body
+from gateway.passage import JSON, NDJSON, Passage
 from gateway.relay import DialectOf, Relay, checked_route
 from gateway.table import Route, Table
 from gateway.visit import Answer, Handler, Headers, Send, Visit
@@ -158,7 +158,7 @@ class OllamaSurface:
             return
         words = requests.embedding(asked, route.public_name, is_old=is_old)
         found = Vectors(asked.model, is_old=is_old, clock=self._clock, started_s=visit.started_s)
-        passage = Passage(visit, stream=None, whole=found.whole, headers=_told(asked))
+        passage = Passage(visit, stream=None, whole=found.whole, headers=_told(asked), kind=NDJSON)
         await self._pass(visit, words, passage)
 
     async def _asked(self, visit: Visit, endpoint: Endpoint) -> tuple[Table, requests.Parsed]:
@@ -168,8 +168,8 @@ class OllamaSurface:
 
     async def _carry(self, visit: Visit, asked: requests.Parsed, words: requests.Translated, *, is_chat: bool) -> None:
         text = Text(asked.model, is_chat=is_chat, clock=self._clock, started_s=visit.started_s)
-        stream = text if asked.is_stream else None
-        await self._pass(visit, words, Passage(visit, stream=stream, whole=text.whole, headers=_told(asked)))
+        stream, whole = (text, text.line) if asked.is_stream else (None, text.whole)
+        await self._pass(visit, words, Passage(visit, stream=stream, whole=whole, headers=_told(asked), kind=NDJSON))
 
     async def _pass(self, visit: Visit, words: requests.Translated, send: Send) -> None:
         await carry(self._relay, visit, words.endpoint, words.body, send)

@@ -6,12 +6,17 @@ Comes in: visits. Goes out: answers. Called by the app. It must not hold facts o
 from collections.abc import Awaitable, Callable, Mapping
 
 from adapters.contract import Endpoint
+from core.clock import Clock
 from core.errors import Failure
+from core.infra.entropy import SystemEntropy
 from gateway.body import read_body
 from gateway.gate import Gate
-from gateway.openai import errors, models, requests
+from gateway.openai import errors, fanout, models, requests
+from gateway.passage import EVENTS, Passage
 from gateway.refusals import unknown_model
 from gateway.relay import Call, Relay
+from gateway.responses import requests as responses
+from gateway.responses.answers import Writer
 from gateway.visit import Answer, Handler, Headers, Send, Visit
 
 ENGINE_HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
@@ -24,9 +29,10 @@ JSON = (b"content-type", b"application/json")
 class OpenAiSurface:
     """Owns every path that is no other API's, so that a mistyped one is answered in OpenAI's words."""
 
-    def __init__(self, *, gate: Gate, relay: Relay, body_limit_bytes: int) -> None:
+    def __init__(self, *, gate: Gate, relay: Relay, clock: Clock, body_limit_bytes: int) -> None:
         self._gate = gate
         self._relay = relay
+        self._clock = clock
         self._body_limit_bytes = body_limit_bytes
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/health": {"GET": self._health, "HEAD": self._health},
@@ -34,6 +40,7 @@ class OpenAiSurface:
             "/v1/chat/completions": {"POST": self._generating(Endpoint.CHAT)},
             "/v1/completions": {"POST": self._generating(Endpoint.COMPLETIONS)},
             "/v1/embeddings": {"POST": self._generating(Endpoint.EMBEDDINGS)},
+            "/v1/responses": {"POST": self._respond},
         }
         self._one_model: Mapping[str, Handler] = {"GET": self._show_model}
 
@@ -88,6 +95,18 @@ class OpenAiSurface:
 
         return handle
 
+    async def _respond(self, visit: Visit) -> None:
+        self._gate.admit(visit)
+        visit.tally.endpoint = Endpoint.CHAT.value
+        wanted = responses.wanted(await checked_body(visit, self._body_limit_bytes))
+        writer = Writer(wanted.echo, token=SystemEntropy().token_bytes(12).hex(), clock=self._clock)
+        stream, whole = (writer, writer.replayed) if wanted.is_stream else (None, writer.whole)
+        passage = Passage(visit, stream=stream, whole=whole, headers=[], kind=EVENTS)
+        try:
+            await carry(self._relay, visit, Endpoint.CHAT, wanted.body, passage)
+        except Failure as failure:
+            raise responses.retold(failure) from failure
+
 
 async def carry(relay: Relay, visit: Visit, endpoint: Endpoint, body: bytes, send: Send) -> None:
     """Send an engine's answer to `body`, a request in OpenAI's words, by `send`; every API's requests pass here.
@@ -108,7 +127,8 @@ async def carry(relay: Relay, visit: Visit, endpoint: Endpoint, body: bytes, sen
         started_s=visit.started_s,
         tally=tally,
     )
-    await visit.while_connected(relay.answer(call, send))
+    is_fan = asked.choices > 1 and relay.gives_one(asked.model)
+    await visit.while_connected(fanout.answer(relay, call, send) if is_fan else relay.answer(call, send))
 
 
 async def checked_body(visit: Visit, limit_bytes: int) -> bytes:

@@ -61,9 +61,7 @@ async def test_other_members_keep_their_bytes(odd: RunningDoor, engine: Scripted
     assert b"[ 1 ]" in sent
 
 
-@pytest.mark.parametrize(
-    "given", [{"n": 2}, {"logit_bias": {"5": 1}}, {"suffix": "x"}], ids=lambda one: next(iter(one))
-)
+@pytest.mark.parametrize("given", [{"logit_bias": {"5": 1}}, {"suffix": "x"}], ids=lambda one: next(iter(one)))
 async def test_what_the_engine_would_ignore_is_refused_by_name(odd: RunningDoor, engine: ScriptedEngine, given) -> None:
     answer = await chat(odd, **given)
     (name,) = given
@@ -212,3 +210,37 @@ def test_a_name_with_its_tag_is_put_back_even_when_the_names_are_the_same() -> N
 def test_of_a_refused_field_given_twice_the_last_counts() -> None:
     with pytest.raises(Exception, match="cannot take 'n' = 2"):
         requests.check_refused(b'{"n":1,"n":2}', {"n": (1,)}, "m", "fake")
+
+
+PICKS = Dialect(paths=DIALECT.paths, refused={"tool_choice": ("none", "auto", "required")})
+TWO_TOOLS = [{"type": "function", "function": {"name": name, "strict": None}} for name in ("a", "b")]
+
+
+def by_name(name: object) -> dict:
+    return {"type": "function", "function": {"name": name}}
+
+
+async def test_a_tool_by_name_is_the_only_one_for_an_engine_that_knows_no_names(
+    tmp_path: Path, routes: RoutesServer, engine: ScriptedEngine
+) -> None:
+    async with running_door(door_config(tmp_path), {"fake": PICKS}.get) as door:
+        await routes.applied(routes.push(route(target(engine))))
+        assert (await chat(door, tools=TWO_TOOLS, tool_choice=by_name("b"), seed=1)).status == 200
+        assert (await chat(door, tools=TWO_TOOLS, tool_choice="auto")).status == 200
+        for wrong in (by_name("c"), by_name(3), {"type": "allowed_tools"}):
+            refused = await chat(door, tools=TWO_TOOLS, tool_choice=wrong)
+            assert (refused.status, refused.error["param"]) == (400, "tool_choice")
+    first, second = (one.json for one in engine.exchanges)
+    assert (first["tools"], first["tool_choice"], first["seed"]) == (TWO_TOOLS[1:], "required", 1)
+    assert (second["tools"], second["tool_choice"]) == (TWO_TOOLS, "auto")
+
+
+async def test_an_engine_that_requires_no_tools_refuses_a_name(
+    tmp_path: Path, routes: RoutesServer, engine: ScriptedEngine
+) -> None:
+    never = Dialect(paths=DIALECT.paths, refused={"tool_choice": ("none", "auto")})
+    async with running_door(door_config(tmp_path), {"fake": never}.get) as door:
+        await routes.applied(routes.push(route(target(engine))))
+        refused = await chat(door, tools=TWO_TOOLS, tool_choice=by_name("b"))
+    assert (refused.status, refused.error["param"]) == (400, "tool_choice")
+    assert engine.exchanges == []

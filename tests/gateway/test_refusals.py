@@ -69,7 +69,7 @@ async def test_a_key_expires_by_the_clock(ready: RunningDoor, routes: RoutesServ
     "method, path, status, code, allow",
     [
         ("GET", "/v2", 404, "unknown_url", None),
-        ("POST", "/v1/responses", 404, "unknown_url", None),
+        ("POST", "/v1/files", 404, "unknown_url", None),
         ("GET", CHAT, 405, "method_not_allowed", "POST"),
         ("POST", "/v1/models", 405, "method_not_allowed", "GET"),
         ("DELETE", "/v1/models/smollm2", 405, "method_not_allowed", "GET"),
@@ -109,8 +109,29 @@ async def test_unknown_paths_and_methods_are_refused(
             "least 1",
             id="completion tokens",
         ),
-        pytest.param(b'{"model": "smollm2", "messages": [{}], "temperature": NaN}', None, "line 1", id="NaN"),
-        pytest.param(b'{"model": "smollm2", "messages": [{}], "x": -Infinity}', None, "line 1", id="infinity"),
+        pytest.param(
+            b'{"model": "smollm2", "messages": [{}], "temperature": NaN}', "temperature", "between 0 and 2", id="NaN"
+        ),
+        pytest.param(b'{"model": "smollm2", "messages": [{}], "x": -Infinity}', "x", "finite number", id="infinity"),
+        pytest.param(b'{"model": "smollm2", "messages": [{}], "top_p": 1e999}', "top_p", "0 and 1", id="huge"),
+        pytest.param(b'{"model": "smollm2", "messages": [{}], "x": [NaN]}', None, "line 1", id="NaN in a list"),
+        pytest.param(b'{"model": "smollm2", "messages": [{}], "x": Nothing}', None, "line 1", id="no NaN"),
+        pytest.param(b'{"model": "smollm2", "messages": [{}], "max_tokens": -1}', "max_tokens", "least 1", id="minus"),
+        pytest.param(
+            b'{"model": "smollm2", "messages": [{}], "api_base": "http://x"}', "api_base", "not accepted", id="api_base"
+        ),
+        pytest.param(
+            b'{"model": "smollm2", "messages": [{}], "user_config": {"api_base": "http://x"}}',
+            "user_config.api_base",
+            "not accepted",
+            id="nested api_base",
+        ),
+        pytest.param(
+            b'{"model": "smollm2", "messages": [{}], "user_config": "x"}', "user_config", "not accepted", id="config"
+        ),
+        pytest.param(
+            b'{"model": "smollm2", "messages": [{}], "extra_headers": {"a": "b"}}', "extra_headers", "not", id="headers"
+        ),
         pytest.param(b'{"model": "smollm2", "messages": [{}], "stream": "yes"}', "stream", "bool", id="stream"),
         pytest.param(
             b'{"model":"smollm2","messages":[{}],"x":' + b"[" * 65 + b"]" * 65 + b"}", None, "deeper than 64", id="deep"
@@ -126,6 +147,26 @@ async def test_a_wrong_body_is_400_naming_the_place(
     assert words.lower() in answer.error["message"].lower()
     assert four_fields(answer.error)
     assert not engine.exchanges
+
+
+@pytest.mark.parametrize(
+    "fields, code",
+    [
+        ({"n": 100_000}, "out_of_range"),
+        ({"max_tokens": -1}, "out_of_range"),
+        ({"user_config": {"api_base": "http://x"}}, "unknown_field"),
+        ({"temperature": float("nan")}, "out_of_range"),
+        ({"messages": []}, "invalid_value"),
+    ],
+    ids=["n", "max_tokens", "user_config", "NaN", "no messages"],
+)
+async def test_each_kind_of_wrong_field_has_a_code_of_its_own(ready: RunningDoor, fields: dict, code: str) -> None:
+    answer = await call(ready.port, "POST", CHAT, {**ASKED, **fields})
+    assert (answer.status, answer.error["code"]) == (400, code)
+
+
+async def test_fields_that_would_steer_a_request_pass_when_they_are_null(ready: RunningDoor) -> None:
+    assert (await call(ready.port, "POST", CHAT, {**ASKED, "api_base": None, "user_config": None})).status == 200
 
 
 async def test_many_shallow_brackets_are_no_depth(ready: RunningDoor) -> None:
@@ -162,7 +203,7 @@ async def test_a_chunked_body_over_the_limit_is_413_while_it_comes(ready: Runnin
     piece = b" " * 65536
     chunks = b"%x\r\n%s\r\n" % (len(piece), piece) * 17
     answer = await call(ready.port, "POST", CHAT, chunks, {"transfer-encoding": "chunked", "content-length": None})
-    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
 
 
 async def test_an_encoded_body_is_refused(ready: RunningDoor) -> None:

@@ -8,7 +8,12 @@ import jsonschema
 import yaml
 
 _SPECS = Path(__file__).parents[1] / "specs"
-_FILES = {"ollama": "ollama-openapi.yaml", "tgi": "tgi-openapi.json", "openai": "openai-answers.json"}
+_FILES = {
+    "ollama": "ollama-openapi.yaml",
+    "tgi": "tgi-openapi.json",
+    "openai": "openai-answers.json",
+    "responses": "openai-responses.json",
+}
 
 
 def check(spec: str, schema: str, answer: object) -> None:

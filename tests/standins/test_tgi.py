@@ -292,7 +292,9 @@ async def test_a_completion_continues_its_prompt(door: RunningDoor) -> None:
     assert whole.usage.completion_tokens == 5
 
 
-@pytest.mark.parametrize("field", [{"n": 2}, {"presence_penalty": 0.5}], ids=lambda field: next(iter(field)))
+@pytest.mark.parametrize(
+    "field", [{"logit_bias": {"5": 1}}, {"presence_penalty": 0.5}], ids=lambda field: next(iter(field))
+)
 async def test_what_it_does_not_hear_is_refused_by_name(door: RunningDoor, field: dict) -> None:
     async with door.client() as client:
         with pytest.raises(openai.BadRequestError) as caught:

@@ -1,14 +1,14 @@
-"""What the relay writes, on its way to a client of Ollama's API: an ASGI `send` that translates.
+"""What the relay writes, on its way to a client of another API than the engines': an ASGI `send` that translates.
 
-Comes in: the messages of an answer in OpenAI's words. Goes out: those of Ollama's. Called by the relay, made by the
-surface, once a request. Nothing is sent of a whole answer before it is translated, so that one that is none becomes a
+Comes in: the messages of an answer in OpenAI's words. Goes out: those of the client's API. Called by the relay, made by
+a surface, once a request. Nothing is sent of a whole answer before it is translated, so that one that is none becomes a
 clean refusal.
 """
 
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
-from gateway.ollama_api.answers import Text
+from core.errors import Failure
 from gateway.visit import Headers, Visit
 
 _KEPT = frozenset({b"x-slice-replica", b"cache-control", b"x-accel-buffering"})
@@ -16,17 +16,42 @@ JSON: tuple[bytes, bytes] = (b"content-type", b"application/json; charset=utf-8"
 NDJSON: tuple[bytes, bytes] = (b"content-type", b"application/x-ndjson")
 
 
+EVENTS: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+class Translation(Protocol):
+    """An answer that is translated while it comes; `failure` is one that came from the translation itself."""
+
+    failure: Failure | None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what `data`, cut anywhere, adds to the client's stream."""
+
+    def finish(self) -> bytes:
+        """Return the stream's end."""
+
+
 class Passage:
     """One answer; `stream` translates it piece by piece for a client that wants it so, `whole` at once.
 
-    `headers` are added to the answer's.
+    `kind` is the content type of a stream. A client that wants one gets what `whole` returns as all of it when the
+    engine did not stream. `headers` are added to the answer's.
     """
 
-    def __init__(self, visit: Visit, *, stream: Text | None, whole: Callable[[bytes], bytes], headers: Headers) -> None:
+    def __init__(
+        self,
+        visit: Visit,
+        *,
+        stream: Translation | None,
+        whole: Callable[[bytes], bytes],
+        headers: Headers,
+        kind: tuple[bytes, bytes],
+    ) -> None:
         self._visit = visit
         self._stream = stream
         self._whole = whole
         self._headers = headers
+        self._kind = kind
         self._pieces: list[bytes] = []
         self._is_events = False
 
@@ -50,12 +75,12 @@ class Passage:
         kind = next((value for name, value in given if name == b"content-type"), b"")
         self._is_events = self._stream is not None and kind.startswith(b"text/event-stream")
         if self._is_events:
-            await self._start([NDJSON])
+            await self._start([self._kind])
 
     async def _start(self, more: Headers) -> None:
         await self._visit.send({"type": "http.response.start", "status": 200, "headers": [*more, *self._headers]})
 
-    async def _pass(self, stream: Text, data: bytes, *, is_last: bool) -> None:
+    async def _pass(self, stream: Translation, data: bytes, *, is_last: bool) -> None:
         lines = stream.feed(data)
         if is_last:
             lines += stream.finish()
@@ -66,8 +91,6 @@ class Passage:
 
     async def _end(self) -> None:
         body = self._whole(b"".join(self._pieces))
-        if self._stream is not None:
-            body += b"\n"
-        kind = JSON if self._stream is None else NDJSON
+        kind = JSON if self._stream is None else self._kind
         await self._start([kind, (b"content-length", str(len(body)).encode())])
         await self._visit.send({"type": "http.response.body", "body": body})
