@@ -1,5 +1,7 @@
 """Writers on a real database: stale plans, lost leadership, and the invariants that the schema itself holds."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ class Reign:
 
 
 @pytest.fixture
-async def reign(database: postgres.Database, tmp_path: Path) -> Reign:
+async def reign(database: postgres.Database, tmp_path: Path) -> AsyncIterator[Reign]:
     leadership = Leadership(database, "test")
     await leadership.acquire()
     facts = assembly.Facts(
@@ -69,10 +71,13 @@ async def reign(database: postgres.Database, tmp_path: Path) -> Reign:
     )
     await parts.fleet.load()
     commit = Commit(database=database, leadership=leadership, events=parts.ledger, ids=SystemEntropy(), lost_s=11.0)
+    hellos = asyncio.ensure_future(parts.fleet.take_hellos())
     await parts.fleet.open(hello())
     wish = NewDeployment(name=None, model="fake", engine="fake", engine_version=None, replicas=1, settings={})
     await parts.deployments.create(wish)
-    return Reign(parts=parts, leadership=leadership, commit=commit, database=database)
+    yield Reign(parts=parts, leadership=leadership, commit=commit, database=database)
+    hellos.cancel()
+    await asyncio.wait({hellos})
 
 
 def hello() -> Hello:
