@@ -116,9 +116,10 @@ class NodeListeners:
         def current() -> grpc.ServerCertificateConfiguration | None:
             """Return what to show from now on, None while it is what was shown last; runs in a thread of gRPC's.
 
-            gRPC replaces its context for every answer but None and frees the old one while other handshakes still
-            reach for it: with a new answer at each handshake a storm of them ends this process
-            (`grpc_ssl_server_security_connector::try_fetch_ssl_server_credentials` of its security connector).
+            With a new answer at each handshake, some dozens of handshakes at once ended this process (seen with grpcio
+            1.85.1: "sync.cc:104 Check failed: prior > 0"), and never since. Why is a guess: gRPC makes a new context of
+            every answer but None, and may free the old one while other handshakes still reach for it. So one at the
+            moment of a renewal, twice a day, may still meet it.
             """
             nonlocal given
             if self._shown is given:

@@ -1,9 +1,6 @@
 """Streams held open at the door of three machines, and how each of them ended."""
 
-import asyncio
 import contextlib
-import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.infra import cluster
-from tests.many.three import ONE, Three
+from tests.many.three import Three
 from tests.waiting import until_async
 
 _STREAMER = Path(__file__).with_name("streamer.py")
@@ -47,6 +44,14 @@ class Streams:
 
     opened: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[int, Ended] = field(default_factory=dict)
+
+    def take(self, said: dict[str, Any]) -> None:
+        """Take in a line of the streamer's."""
+        event = said.pop("event")
+        if event == "open":
+            self.opened[said["number"]] = said
+        else:
+            self.ended[said["number"]] = Ended(**said)
 
     def open_at(self, at: float) -> dict[int, str]:
         """Return the streams that had said a first word by `at` and had not ended, with their replicas."""
@@ -95,35 +100,9 @@ async def streaming(three: Three, plans: Sequence[Plan]) -> AsyncIterator[Stream
         "key": block.secret_file("api_key").read_text().strip(),
         "plans": [asdict(plan) for plan in plans],
     }
-    client = await asyncio.create_subprocess_exec(
-        *three.networks[ONE].prefix,
-        sys.executable,
-        "-I",
-        str(_STREAMER),
-        json.dumps(settings),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=1024**2,
-    )
     streams = Streams()
-    reading = asyncio.ensure_future(_read(client.stdout, streams))
-    try:
+    async with three.beside(_STREAMER, settings, streams.take):
         yield streams
-    finally:
-        assert client.stdin is not None
-        client.stdin.close()
-        await reading
-        await client.wait()
-
-
-async def _read(lines: Any, streams: Streams) -> None:
-    async for line in lines:
-        said = json.loads(line)
-        event = said.pop("event")
-        if event == "open":
-            streams.opened[said["number"]] = said
-        else:
-            streams.ended[said["number"]] = Ended(**said)
 
 
 @dataclass(frozen=True, kw_only=True)

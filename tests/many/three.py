@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class Heard:
 
     answers: list[dict[str, Any]] = field(default_factory=list)
     changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, said: dict[str, Any]) -> None:
+        """Take in a line of the asker's."""
+        (self.answers if said["event"] == "answer" else self.changes).append(said)
 
     def errors(self, since: float = 0.0) -> list[str]:
         """Return what went wrong with requests that began after `since`."""
@@ -172,32 +176,41 @@ class Three:
             "words": words,
             "pause_s": pause_s,
         }
-        prefix = self.networks[ONE].prefix
-        asker = await asyncio.create_subprocess_exec(
-            *prefix,
+        heard = Heard()
+        async with self.beside(_ASKER, settings, heard.take):
+            yield heard
+
+    @contextlib.asynccontextmanager
+    async def beside(
+        self, program: Path, settings: Mapping[str, object], hear: Callable[[dict[str, Any]], None]
+    ) -> AsyncIterator[None]:
+        """Run a program in the front door's network for the length of the block, and hear each JSON line it prints.
+
+        It ends when its standard input does, and what it still says then is heard.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *self.networks[ONE].prefix,
             sys.executable,
             "-I",
-            str(_ASKER),
+            str(program),
             json.dumps(settings),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=1024**2,
         )
-        heard = Heard()
-        reading = asyncio.ensure_future(_read(asker.stdout, heard))
+        reading = asyncio.ensure_future(_read(process.stdout, hear))
         try:
-            yield heard
+            yield
         finally:
-            assert asker.stdin is not None
-            asker.stdin.close()
+            assert process.stdin is not None
+            process.stdin.close()
             await reading
-            await asker.wait()
+            await process.wait()
 
 
-async def _read(lines: Any, heard: Heard) -> None:
+async def _read(lines: Any, hear: Callable[[dict[str, Any]], None]) -> None:
     async for line in lines:
-        said = json.loads(line)
-        (heard.answers if said["event"] == "answer" else heard.changes).append(said)
+        hear(json.loads(line))
 
 
 @contextlib.asynccontextmanager

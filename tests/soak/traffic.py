@@ -1,10 +1,7 @@
 """What clients and operators met while something was broken: answers of the door, writes to the admin API."""
 
-import asyncio
 import contextlib
 import itertools
-import json
-import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.infra import cluster
-from tests.many.three import ONE, Heard, Three
+from tests.many.three import Heard, Three
 
 _WRITER = Path(__file__).with_name("writer.py")
 
@@ -51,30 +48,9 @@ async def writing(three: Three, *, every_s: float = 0.4) -> AsyncIterator[Writte
         "stem": f"w-{uuid.uuid4().hex[:8]}",
         "every_s": every_s,
     }
-    writer = await asyncio.create_subprocess_exec(
-        *three.networks[ONE].prefix,
-        sys.executable,
-        "-I",
-        str(_WRITER),
-        json.dumps(settings),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=1024**2,
-    )
     written = Written()
-    reading = asyncio.ensure_future(_read(writer.stdout, written))
-    try:
+    async with three.beside(_WRITER, settings, written.requests.append):
         yield written
-    finally:
-        assert writer.stdin is not None
-        writer.stdin.close()
-        await reading
-        await writer.wait()
-
-
-async def _read(lines: Any, written: Written) -> None:
-    async for line in lines:
-        written.requests.append(json.loads(line))
 
 
 def failures(heard: Heard, since: float) -> Counter[str]:
