@@ -166,7 +166,7 @@ def _section(by_hand: list[Took], to_digest: list[Took], synced: list[Took], who
         "SHA-256. Into the store: the same as for a replica, with its fsync, against `cp`, `sha256sum` and `sync` of "
         "the copy. Shares are of pairs of runs. CPU: user and system seconds of all processes of a copy, median. By "
         "hand one process works at a time: beside other programs, more processes get more of the machine, so that the "
-        "CPU seconds say more than the shares when it is busy. The machine was shared with other work meanwhile.",
+        "CPU seconds say more than the shares when it is busy. The load average above says which it was.",
         header=("copy", "median", "minimum", "maximum", "CPU", "share of by hand, median (spread)", "bar"),
         rows=(
             row("by hand: cp + sha256sum", by_hand, None, ""),

@@ -77,7 +77,7 @@ async def _measured(directory: Path, engine: RunningEngine) -> list[Section]:
     return [
         Section(
             title="Latency added by a node's data plane",
-            method="The machine was shared with other work: the load average above says how busy it was. One client "
+            method="The load average above says how busy the machine was. One client "
             "(the door's own), asking in turn the engine (`fake`, one token) on its loopback port and "
             f"through the node's HAProxy (mTLS, TLS 1.3, P-256, all checks) {PAIRS} times after {WARM_UP} "
             f"warm-up pairs; 2.4 KB chat body. Kept-alive connections but for the last rows ({FRESH_PAIRS} "
