@@ -36,6 +36,10 @@ class _Papers:
         """Return the TLS context."""
         return self._context
 
+    def is_revoked(self, _: str) -> bool:
+        """Return False: nothing is revoked here."""
+        return False
+
     def name_of(self, _: Plane) -> str:
         """Return the name of the only node."""
         return NODE.dns_name
